@@ -1,0 +1,85 @@
+package mux
+
+import (
+	"io"
+	"net"
+)
+
+// minRead is the least room in a chunk that is worth a read of the transport
+// while streams still hold other parts of it.
+const minRead = chunkSize / 4
+
+// input reads the transport into chunks and hands the bytes out by reference.
+// The session's reader owns it.
+type input struct {
+	conn net.Conn
+	// beforeWait is called when everything read so far was handed out.
+	beforeWait func()
+
+	c    *chunk // holds a reference of ours; nil before the first read
+	r, w int    // c.buf[r:w] is still to be handed out
+}
+
+// Read copies: the codec reads headers and fixed bodies through it.
+func (in *input) Read(p []byte) (int, error) {
+	b, err := in.next(len(p))
+	return copy(p, b), err
+}
+
+// next returns at least one and at most limit of the bytes that follow. They stay
+// in in.c; whoever keeps them retains it.
+func (in *input) next(limit int) ([]byte, error) {
+	if in.r == in.w {
+		if err := in.fill(); err != nil {
+			return nil, err
+		}
+	}
+	b := in.c.buf[in.r:min(in.r+limit, in.w)]
+	in.r += len(b)
+	return b, nil
+}
+
+// skip passes over n bytes.
+func (in *input) skip(n int) error {
+	for n > 0 {
+		b, err := in.next(n)
+		if err != nil {
+			return err
+		}
+		n -= len(b)
+	}
+	return nil
+}
+
+func (in *input) fill() error {
+	in.beforeWait()
+	switch {
+	case in.c == nil:
+		in.c = getChunk(chunkSize)
+	case in.c.refs.Load() == 1: // no stream holds a part of it any more
+		in.r, in.w = 0, 0
+	case len(in.c.buf)-in.w < minRead:
+		in.c.release()
+		in.c = getChunk(chunkSize)
+		in.r, in.w = 0, 0
+	}
+	for range 100 {
+		n, err := in.conn.Read(in.c.buf[in.w:])
+		if n > 0 {
+			in.w += n
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return io.ErrNoProgress
+}
+
+// close gives the chunk back.
+func (in *input) close() {
+	if in.c != nil {
+		in.c.release()
+		in.c = nil
+	}
+}

@@ -1,0 +1,210 @@
+package mux
+
+import (
+	"io"
+	"net"
+)
+
+const (
+	// A piece of a frame that is smaller than minRef is copied out of the chunk it
+	// was read into, and so is everything once a stream holds maxRef unread bytes.
+	// Otherwise a stopped reader's few bytes could hold many whole chunks.
+	minRef = 16 << 10
+	maxRef = 64 << 10
+)
+
+// deliver queues b, which lies in c, for the stream's readers. The session's reader
+// calls it.
+func (st *Stream) deliver(c *chunk, b []byte) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if st.closed || st.reset {
+		return // it ended meanwhile; nobody will read b
+	}
+	unread := st.unread.Add(int64(len(b))) - int64(len(b))
+	st.s.unread.Add(int64(len(b)))
+	if len(b) >= minRef && unread <= maxRef {
+		c.retain()
+		st.segs = append(st.segs, segment{c, b})
+		st.copied = false
+	} else {
+		st.copyInLocked(b, int(unread))
+	}
+	st.readable.Broadcast()
+}
+
+// copyInLocked copies b behind what is unread, into chunks that only this stream
+// holds.
+func (st *Stream) copyInLocked(b []byte, unread int) {
+	if n := len(st.segs); n > 0 && st.copied {
+		last := &st.segs[n-1].b
+		fits := min(len(b), cap(*last)-len(*last))
+		*last = append(*last, b[:fits]...)
+		b = b[fits:]
+	}
+	if len(b) > 0 {
+		// The more is waiting, the larger the chunk, up to a whole one.
+		own := getChunk(max(len(b), min(unread, chunkSize)))
+		st.segs = append(st.segs, segment{own, append(own.buf[:0], b...)})
+		st.copied = true
+	}
+}
+
+func (st *Stream) dropUnreadLocked() {
+	n := 0
+	for _, seg := range st.segs {
+		n += len(seg.b)
+		seg.c.release()
+	}
+	st.segs = nil
+	st.unread.Add(int64(-n))
+	st.s.unread.Add(int64(-n))
+}
+
+// finishedByPeer handles a FIN.
+func (st *Stream) finishedByPeer() {
+	st.mu.Lock()
+	if !st.reset {
+		st.finRecv = true
+		st.rerr = io.EOF
+	}
+	st.readable.Broadcast()
+	st.unlock()
+}
+
+// awaitLocked waits until something can be read, and otherwise returns why not.
+func (st *Stream) awaitLocked() error {
+	for {
+		if err := st.readErrLocked(); err != nil {
+			return err
+		}
+		if len(st.segs) > 0 {
+			return nil
+		}
+		if st.rerr != nil {
+			return st.rerr
+		}
+		st.readable.Wait()
+	}
+}
+
+// Read reads what has arrived, at least one byte, waiting for it if need be.
+func (st *Stream) Read(p []byte) (n int, err error) {
+	st.mu.Lock()
+	if len(p) == 0 {
+		defer st.mu.Unlock()
+		return 0, st.readErrLocked()
+	}
+	if err := st.awaitLocked(); err != nil {
+		st.mu.Unlock()
+		return 0, err
+	}
+	done := 0
+	for done < len(st.segs) && n < len(p) {
+		seg := &st.segs[done]
+		m := copy(p[n:], seg.b)
+		n += m
+		if seg.b = seg.b[m:]; len(seg.b) == 0 {
+			seg.c.release()
+			done++
+		}
+	}
+	st.popLocked(done)
+	st.consumedUnlock(n)
+	return n, nil
+}
+
+// popLocked takes the first n segments from the queue.
+func (st *Stream) popLocked(n int) {
+	rest := copy(st.segs, st.segs[n:])
+	clear(st.segs[rest:])
+	st.segs = st.segs[:rest]
+}
+
+// consumedUnlock counts n bytes as read, gives window back when it is time, and
+// releases the lock.
+func (st *Stream) consumedUnlock(n int) {
+	st.received += int64(n)
+	st.unread.Add(int64(-n))
+	st.s.unread.Add(int64(-n))
+	update := false
+	if !st.finRecv && !st.reset {
+		if inc := st.window.consumed(n, st); inc > 0 {
+			st.s.out.windowUpdate(st.id, inc)
+			update = true
+		}
+	}
+	st.unlock()
+	if update {
+		st.s.out.flush()
+	}
+}
+
+// WriteTo writes what arrives to w until the peer's FIN, without copying it. A
+// byte counts as read, for the window, when w has taken it.
+func (st *Stream) WriteTo(w io.Writer) (total int64, err error) {
+	var out segmentWriter
+	if _, ok := w.(*net.TCPConn); ok {
+		out.gather = true
+	}
+	for {
+		st.mu.Lock()
+		if err := st.awaitLocked(); err != nil {
+			st.mu.Unlock()
+			if err == io.EOF {
+				err = nil
+			}
+			return total, err
+		}
+		out.segs = append(out.segs[:0], st.segs...)
+		st.popLocked(len(st.segs))
+		st.copied = false
+		st.mu.Unlock()
+
+		n, err := out.write(w)
+		total += n
+
+		st.mu.Lock()
+		st.consumedUnlock(int(out.size))
+		if err != nil {
+			return total, err
+		}
+	}
+}
+
+// segmentWriter writes segments and releases them.
+type segmentWriter struct {
+	segs   []segment
+	size   int64 // of the segments last written, whether or not that succeeded
+	gather bool  // the writer takes several buffers in one call
+	bufs   net.Buffers
+	rest   net.Buffers
+}
+
+func (o *segmentWriter) write(w io.Writer) (n int64, err error) {
+	o.size = 0
+	o.bufs = o.bufs[:0]
+	for _, seg := range o.segs {
+		o.size += int64(len(seg.b))
+		o.bufs = append(o.bufs, seg.b)
+	}
+	if o.gather && len(o.bufs) > 1 {
+		o.rest = o.bufs
+		n, err = o.rest.WriteTo(w)
+	} else {
+		for _, b := range o.bufs {
+			var m int
+			m, err = w.Write(b)
+			n += int64(m)
+			if err != nil {
+				break
+			}
+		}
+	}
+	clear(o.bufs)
+	for i, seg := range o.segs {
+		seg.c.release()
+		o.segs[i] = segment{}
+	}
+	return n, err
+}

@@ -1,0 +1,308 @@
+package mux
+
+import (
+	"io"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+// A Stream is a net.Conn within a session. Its methods may be called from any
+// goroutine. Close, CloseWrite, SetLinger and the deadlines never wait.
+//
+// Errors are io.EOF after the peer's FIN, net.ErrClosed after Close,
+// syscall.EPIPE for a Write after CloseWrite, os.ErrDeadlineExceeded, a
+// *StreamError after a reset, and a *SessionError when the session was lost.
+type Stream struct {
+	s      *Session
+	id     uint32
+	frames int // chunks in the writer; guarded by writer.mu
+
+	unread atomic.Int64 // bytes in segs, and those that WriteTo is writing
+
+	mu       sync.Mutex
+	readable sync.Cond // bytes, an error or a deadline for the readers
+	writable sync.Cond // window, room, the turn, an error or a deadline for the writers
+
+	// Receiving.
+	segs     []segment
+	copied   bool // the last segment's chunk is ours alone, to be filled up
+	window   recvWindow
+	rerr     error // what a reader gets behind the last segment
+	finRecv  bool
+	received int64 // bytes consumed
+	rdl      deadline
+
+	// Sending.
+	send    int   // what the peer lets us send
+	writing bool  // a Write has the turn
+	werr    error // what a writer gets
+	finSent bool
+	sent    int64 // bytes queued
+	wdl     deadline
+
+	closed  bool // Close was called
+	reset   bool // an RST was sent or received: nothing more crosses the wire
+	abrupt  bool // Close resets: SetLinger(0)
+	removed bool // from the session's table
+	onEnd   func(error)
+}
+
+func newStream(s *Session, id uint32) *Stream {
+	st := &Stream{s: s, id: id, send: Window}
+	st.window.init()
+	st.readable.L = &st.mu
+	st.writable.L = &st.mu
+	return st
+}
+
+// unlock releases st.mu, and takes a stream that is over, on the wire and for its
+// reader, out of the session's table. Every change of that state ends with it.
+func (st *Stream) unlock() {
+	over := !st.removed &&
+		(st.reset || st.finSent && st.finRecv) &&
+		(st.closed || st.unread.Load() == 0)
+	if over {
+		st.removed = true
+		st.s.grown.Add(-st.window.grown())
+	}
+	st.mu.Unlock()
+	if over {
+		st.s.remove(st.id)
+	}
+}
+
+// ID returns the stream's number in its session.
+func (st *Stream) ID() uint32 { return st.id }
+
+// LocalAddr returns the transport's local address.
+func (st *Stream) LocalAddr() net.Addr { return st.s.LocalAddr() }
+
+// RemoteAddr returns the transport's remote address.
+func (st *Stream) RemoteAddr() net.Addr { return st.s.RemoteAddr() }
+
+// Counts returns how many bytes were sent and how many received and consumed.
+func (st *Stream) Counts() (sent, received int64) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return st.sent, st.received
+}
+
+// Unread returns how many bytes can be read without waiting.
+func (st *Stream) Unread() int { return int(st.unread.Load()) }
+
+// SetDeadline sets both deadlines.
+func (st *Stream) SetDeadline(t time.Time) error {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if st.closed {
+		return net.ErrClosed
+	}
+	st.rdl.set(t, &st.readable)
+	st.wdl.set(t, &st.writable)
+	return nil
+}
+
+// SetReadDeadline sets the deadline of Read calls, those that wait already too.
+// The zero time means none.
+func (st *Stream) SetReadDeadline(t time.Time) error { return st.setDeadline(&st.rdl, t, &st.readable) }
+
+// SetWriteDeadline sets the deadline of Write calls, those that wait already too.
+// The zero time means none.
+func (st *Stream) SetWriteDeadline(t time.Time) error {
+	return st.setDeadline(&st.wdl, t, &st.writable)
+}
+
+func (st *Stream) setDeadline(d *deadline, t time.Time, c *sync.Cond) error {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if st.closed {
+		return net.ErrClosed
+	}
+	d.set(t, c)
+	return nil
+}
+
+// SetLinger with 0 makes Close reset the stream instead of finishing it, as with a
+// net.TCPConn. Any other number restores the default.
+func (st *Stream) SetLinger(sec int) error {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if st.closed {
+		return net.ErrClosed
+	}
+	st.abrupt = sec == 0
+	return nil
+}
+
+// CloseWrite sends a FIN behind the bytes written so far. Reading goes on.
+func (st *Stream) CloseWrite() error {
+	st.mu.Lock()
+	switch {
+	case st.closed:
+		st.mu.Unlock()
+		return net.ErrClosed
+	case st.werr != nil:
+		defer st.mu.Unlock()
+		return st.werr
+	case !st.finSent:
+		st.finSent = true
+		st.s.out.finish(st, true, false)
+		st.writable.Broadcast()
+	}
+	st.unlock()
+	st.s.out.flush()
+	return nil
+}
+
+// Close sends a FIN behind the bytes written so far, and drops what was received
+// and not read. The peer is told that nothing more will be read: by an RST behind
+// the FIN if it understands that or bytes were dropped, and otherwise when it sends
+// more.
+func (st *Stream) Close() error {
+	st.mu.Lock()
+	if st.closed {
+		st.mu.Unlock()
+		return net.ErrClosed
+	}
+	if st.abrupt {
+		st.mu.Unlock()
+		st.abort(StreamReset, net.ErrClosed)
+		return nil
+	}
+	st.closed = true
+	if !st.reset {
+		fin := !st.finSent
+		stop := !st.finRecv && (st.unread.Load() > 0 || st.s.stop.Load())
+		if fin || stop {
+			st.s.out.finish(st, fin, stop)
+		}
+		st.finSent, st.reset = true, true
+	}
+	st.dropUnreadLocked()
+	st.rdl.stop()
+	st.wdl.stop()
+	st.readable.Broadcast()
+	st.writable.Broadcast()
+	st.onEnd = nil
+	st.unlock()
+	st.s.out.flush()
+	return nil
+}
+
+// abort resets the stream, and closes it for its user if err is net.ErrClosed.
+func (st *Stream) abort(code Code, err error) {
+	st.mu.Lock()
+	if st.closed {
+		st.mu.Unlock()
+		return
+	}
+	var onEnd func(error)
+	if err == net.ErrClosed {
+		st.closed = true
+		st.rdl.stop()
+		st.wdl.stop()
+		st.onEnd = nil
+	} else {
+		onEnd, st.onEnd = st.onEnd, nil
+	}
+	if !st.reset && !(st.finSent && st.finRecv) {
+		st.s.out.reset(st.id, code)
+	}
+	st.reset = true
+	st.rerr, st.werr = err, err
+	st.dropUnreadLocked()
+	st.readable.Broadcast()
+	st.writable.Broadcast()
+	st.unlock()
+	st.s.out.flush()
+	if onEnd != nil {
+		onEnd(err)
+	}
+}
+
+// OnEnd has f called once, with the error that writers get, when the peer or the
+// loss of the session ends the stream's sending side for good, unless the stream is
+// closed here before. f must not wait for anything. It runs at once if that has
+// happened already.
+func (st *Stream) OnEnd(f func(error)) {
+	st.mu.Lock()
+	err := st.werr
+	if err == nil {
+		st.onEnd = f
+	}
+	st.mu.Unlock()
+	if err != nil {
+		f(err)
+	}
+}
+
+// resetByPeer handles an RST.
+func (st *Stream) resetByPeer(code Code) {
+	err := &StreamError{Code: code, Remote: true}
+	// Behind a FIN, StreamClosed says that the peer reads no more: what it sent is
+	// whole and stands.
+	st.end(err, func() bool { return st.finRecv && code == StreamClosed })
+}
+
+// sessionEnded ends the stream with its session. What was received up to a FIN is
+// whole and stands.
+func (st *Stream) sessionEnded(err *SessionError) {
+	st.end(err, func() bool { return st.finRecv })
+}
+
+func (st *Stream) end(err error, whole func() bool) {
+	st.mu.Lock()
+	if st.reset {
+		st.mu.Unlock()
+		return
+	}
+	st.reset = true
+	if !whole() {
+		st.rerr = err
+	}
+	st.werr = err
+	f := st.onEnd
+	st.onEnd = nil
+	st.readable.Broadcast()
+	st.writable.Broadcast()
+	st.unlock()
+	if f != nil {
+		f(err)
+	}
+}
+
+// readErrLocked returns why nothing may be read, whatever has arrived.
+func (st *Stream) readErrLocked() error {
+	switch {
+	case st.closed:
+		return net.ErrClosed
+	case st.rdl.expired():
+		return os.ErrDeadlineExceeded
+	}
+	return nil
+}
+
+// writeErrLocked returns why nothing may be written.
+func (st *Stream) writeErrLocked() error {
+	switch {
+	case st.closed:
+		return net.ErrClosed
+	case st.werr != nil:
+		return st.werr
+	case st.finSent:
+		return syscall.EPIPE
+	case st.wdl.expired():
+		return os.ErrDeadlineExceeded
+	}
+	return nil
+}
+
+var (
+	_ net.Conn      = (*Stream)(nil)
+	_ io.ReaderFrom = (*Stream)(nil)
+	_ io.WriterTo   = (*Stream)(nil)
+)

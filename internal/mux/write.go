@@ -1,0 +1,178 @@
+package mux
+
+import "io"
+
+// turnLocked waits until no other Write is under way, so that what one Write sends
+// is not mixed with another's.
+func (st *Stream) turnLocked() error {
+	for {
+		if err := st.writeErrLocked(); err != nil {
+			return err
+		}
+		if !st.writing {
+			st.writing = true
+			return nil
+		}
+		st.writable.Wait()
+	}
+}
+
+func (st *Stream) endTurnLocked() {
+	st.writing = false
+	st.writable.Broadcast()
+}
+
+// creditLocked waits until some of want bytes may be sent, and returns how many.
+func (st *Stream) creditLocked(want int) (int, error) {
+	for {
+		if err := st.writeErrLocked(); err != nil {
+			return 0, err
+		}
+		if st.send > 0 {
+			if n := min(want, st.send, st.s.out.room(st)); n > 0 {
+				return n, nil
+			}
+		}
+		st.writable.Wait()
+	}
+}
+
+// wakeWriters tells the writers that there may be room for a frame.
+func (st *Stream) wakeWriters() {
+	st.mu.Lock()
+	st.writable.Broadcast()
+	st.mu.Unlock()
+}
+
+// Write queues p, in frames, and sends what the transport takes at once. It waits
+// for window and for the stream's turn. The n bytes it returns are in whole frames
+// that will be sent in order; it keeps no reference to p.
+func (st *Stream) Write(p []byte) (n int, err error) {
+	st.mu.Lock()
+	if err := st.turnLocked(); err != nil {
+		st.mu.Unlock()
+		return 0, err
+	}
+	for n < len(p) {
+		m, err := st.creditLocked(len(p) - n)
+		if err != nil {
+			st.endTurnLocked()
+			st.mu.Unlock()
+			return n, err
+		}
+		st.queueLocked(p[n : n+m])
+		n += m
+		if n < len(p) {
+			st.mu.Unlock()
+			st.s.out.flush()
+			st.mu.Lock()
+		}
+	}
+	st.endTurnLocked()
+	st.mu.Unlock()
+	st.s.out.flush()
+	return n, nil
+}
+
+// queueLocked queues a copy of p, for which there is credit.
+func (st *Stream) queueLocked(p []byte) {
+	st.send -= len(p)
+	st.sent += int64(len(p))
+	if !st.s.out.data(st, p) {
+		c := getChunk(headerSize + len(p))
+		copy(c.buf[headerSize:], p)
+		st.s.out.bulkData(st, c, len(p))
+	}
+}
+
+// ReadFrom sends what it reads from r until EOF. Bytes are read straight into the
+// frame that carries them, and from a socket without holding memory while it waits.
+func (st *Stream) ReadFrom(r io.Reader) (total int64, err error) {
+	raw := newRawReader(r)
+	size := chunkSizes[0]
+	for {
+		st.mu.Lock()
+		room, err := st.creditLocked(maxPayload)
+		st.mu.Unlock()
+		if err != nil {
+			return total, err
+		}
+		limit := min(room, size-headerSize)
+		var c *chunk
+		var n int
+		if raw != nil {
+			c, n, err = raw.read(limit)
+		} else {
+			c = getChunk(headerSize + limit)
+			n, err = r.Read(c.buf[headerSize : headerSize+limit])
+		}
+		if n > 0 {
+			sent, werr := st.sendChunk(c, n)
+			total += int64(sent)
+			if werr != nil {
+				return total, werr
+			}
+		} else if c != nil {
+			c.release()
+		}
+		if err != nil {
+			if err == io.EOF {
+				err = nil
+			}
+			return total, err
+		}
+		size = nextSize(size, n, limit)
+	}
+}
+
+// nextSize chooses the size of the next read by how far the last one filled its own.
+func nextSize(size, n, limit int) int {
+	switch {
+	case n == limit:
+		for _, s := range chunkSizes {
+			if s > size {
+				return s
+			}
+		}
+	case n < chunkSizes[0]/2:
+		return chunkSizes[0]
+	}
+	return size
+}
+
+// sendChunk sends the n bytes behind the header room of c and takes c over. Window
+// for them was there when they were read, but a Write may have used it since.
+func (st *Stream) sendChunk(c *chunk, n int) (sent int, err error) {
+	st.mu.Lock()
+	if err = st.turnLocked(); err != nil {
+		st.mu.Unlock()
+		c.release()
+		return 0, err
+	}
+	m, err := st.creditLocked(n)
+	switch {
+	case err != nil:
+		c.release()
+	case m == n && n > smallData:
+		st.send -= n
+		st.sent += int64(n)
+		st.s.out.bulkData(st, c, n)
+		sent = n
+	default:
+		for err == nil {
+			st.queueLocked(c.buf[headerSize+sent : headerSize+sent+m])
+			if sent += m; sent == n {
+				break
+			}
+			st.mu.Unlock()
+			st.s.out.flush()
+			st.mu.Lock()
+			m, err = st.creditLocked(n - sent)
+		}
+		c.release()
+	}
+	st.endTurnLocked()
+	st.mu.Unlock()
+	st.s.out.flush()
+	return sent, err
+}

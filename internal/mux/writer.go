@@ -1,0 +1,402 @@
+package mux
+
+import (
+	"errors"
+	"net"
+	"sync"
+	"time"
+)
+
+const (
+	// smallData is the largest payload that is copied into the buffer of small
+	// frames instead of travelling in a chunk of its own.
+	smallData = 4 << 10
+	// smallQueue is where data stops joining that buffer, which must have room
+	// for control frames.
+	smallQueue = 64 << 10
+	// congested is where Open gives up, and overflow where the session ends: the
+	// peer asks for replies and does not read them.
+	congested = 1 << 20
+	overflow  = 4 << 20
+
+	// streamFrames is how many frames of one stream may wait in chunks: one to be
+	// written while the next is made. It is what makes streams take turns.
+	streamFrames = 2
+	// batchFrames and batchBytes bound what of the chunks leaves in one batch, and
+	// with it how long a small frame waits behind bulk.
+	batchFrames = 64
+	batchBytes  = 256 << 10
+	// inlineBatches is how many batches a caller writes, other streams' frames
+	// among them, before it leaves the rest to the flusher.
+	inlineBatches = 2
+
+	// goodbyeTime bounds the last writes of a session that ends.
+	goodbyeTime = 250 * time.Millisecond
+)
+
+var errOverflow = &SessionError{Code: EnhanceYourCalm, Err: errors.New("too many frames wait to be sent")}
+
+// A writer is the one way out of a session. Frames are queued under its lock and
+// written by whoever finds the transport free: the caller, as far as a socket takes
+// bytes without blocking, and otherwise the flusher. Frames that are queued
+// meanwhile leave together in the next write.
+//
+// There are two queues. Control frames and small data frames are laid one behind
+// the other in a buffer; larger frames wait in chunks of their own, in turn. A
+// batch is the whole buffer and then some chunks, and a stream with a frame in a
+// chunk adds no small frames, so each stream's frames leave in order.
+type writer struct {
+	conn net.Conn
+	raw  *rawWriter  // nil if the transport is no plain socket
+	fail func(error) // ends the session
+
+	mu         sync.Mutex
+	wake       sync.Cond // the flusher waits here
+	enc        encoder
+	small      []byte
+	head, tail *chunk
+	bulk       int   // bytes in chunks
+	total      int64 // bytes that left the queues, ever
+	busy       bool  // a batch is being written
+	handed     bool  // the flusher has to write it
+	err        error // nothing can be sent any more; the flusher reports it
+	closing    bool  // nothing more is queued
+	last       uint32
+	code       Code        // of the final GOAWAY
+	kill       *time.Timer // cuts the goodbye short
+
+	// The batch; it belongs to who made the writer busy.
+	spare  []byte // small's other buffer
+	out    []byte // what is left of the small frames
+	chunks *chunk // what is left of the others
+	bufs   [][]byte
+	rest   net.Buffers // what is left of bufs; a field, so that it is not allocated
+}
+
+func (w *writer) init(conn net.Conn, fail func(error)) {
+	w.conn, w.fail = conn, fail
+	w.raw = newRawWriter(conn)
+	w.wake.L = &w.mu
+	w.enc.init()
+}
+
+// open queues the frame that opens a stream. It never carries a FIN: a stock peer
+// would close its own side for it.
+func (w *writer) open(id uint32, opening []byte) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.small) > congested {
+		return ErrCongested
+	}
+	w.small = w.enc.appendData(w.small, id, opening, true, false)
+	return nil
+}
+
+func (w *writer) windowUpdate(id uint32, n int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.takesLocked() {
+		w.small = w.enc.appendWndInc(w.small, id, n)
+	}
+}
+
+func (w *writer) reset(id uint32, code Code) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.takesLocked() {
+		w.small = w.enc.appendRst(w.small, id, code)
+	}
+}
+
+// finish queues a stream's FIN, if fin, and then an RST that says that it reads no
+// more, if stop; both behind what the stream has sent.
+func (w *writer) finish(st *Stream, fin, stop bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.takesLocked() {
+		return
+	}
+	lay := func(b []byte) []byte {
+		if fin {
+			b = w.enc.appendData(b, st.id, nil, false, true)
+		}
+		if stop {
+			b = w.enc.appendRst(b, st.id, StreamClosed)
+		}
+		return b
+	}
+	if st.frames == 0 {
+		w.small = lay(w.small)
+		return
+	}
+	c := getChunk(2 * headerSize)
+	c.frame = lay(c.buf[:0])
+	w.pushLocked(c, st)
+}
+
+// data queues p, at most a window's worth, if that needs no chunk.
+func (w *writer) data(st *Stream, p []byte) bool {
+	if len(p) > smallData {
+		return false
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if st.frames > 0 || len(w.small)+len(p) > smallQueue || !w.takesLocked() {
+		return false
+	}
+	w.small = w.enc.appendData(w.small, st.id, p, false, false)
+	return true
+}
+
+// bulkData queues the n bytes behind the header room of c and takes c over.
+func (w *writer) bulkData(st *Stream, c *chunk, n int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.takesLocked() {
+		c.release()
+		return
+	}
+	c.frame = w.enc.frameInPlace(c.buf, st.id, n)
+	w.pushLocked(c, st)
+}
+
+func (w *writer) pushLocked(c *chunk, st *Stream) {
+	c.st = st
+	st.frames++
+	w.bulk += len(c.frame)
+	if w.head == nil {
+		w.head = c
+	} else {
+		w.tail.next = c
+	}
+	w.tail = c
+}
+
+// takesLocked reports whether frames are still taken.
+func (w *writer) takesLocked() bool {
+	if len(w.small) > overflow && w.err == nil {
+		w.err = errOverflow
+		go w.fail(errOverflow) // the flusher is stuck, and the caller holds locks
+	}
+	return !w.closing && w.err == nil
+}
+
+// room reports how large a frame of st may be queued now, 0 if it has to wait.
+// The more waits in all, the smaller the frames, so that a crowd of streams on a
+// slow transport neither holds much memory nor makes the others wait long.
+func (w *writer) room(st *Stream) int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	switch {
+	case st.frames >= streamFrames:
+		return 0
+	case w.bulk < 512<<10:
+		return maxPayload
+	case w.bulk < 4<<20:
+		return 16<<10 - headerSize
+	}
+	return 4<<10 - headerSize
+}
+
+// flush sends what is queued unless somebody does already. It does not wait for
+// the transport.
+func (w *writer) flush() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.busy || w.closing || w.err != nil || !w.queuedLocked() {
+		return
+	}
+	w.busy = true
+	if w.raw != nil {
+		for range inlineBatches {
+			w.takeBatchLocked()
+			w.mu.Unlock()
+			all, err := w.writeRaw()
+			w.mu.Lock()
+			if err != nil {
+				w.err = err
+			}
+			if err != nil || !all {
+				break
+			}
+			if !w.queuedLocked() || w.closing {
+				w.busy = false
+				if w.closing || w.err != nil {
+					w.wake.Signal()
+				}
+				return
+			}
+		}
+	}
+	w.handed = true
+	w.wake.Signal()
+}
+
+// sentBytes counts the bytes that left the queues.
+func (w *writer) sentBytes() int64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.total
+}
+
+func (w *writer) queuedLocked() bool { return len(w.small) > 0 || w.head != nil }
+
+// takeBatchLocked makes the next batch of what is queued.
+func (w *writer) takeBatchLocked() {
+	if cap(w.spare) > 2*smallQueue {
+		w.spare = nil // a burst is over
+	}
+	w.out, w.small, w.spare = w.small, w.spare[:0], w.small
+	var last *chunk
+	n, size := 0, 0
+	for c := w.head; c != nil && n < batchFrames && size < batchBytes; c = c.next {
+		last = c
+		n++
+		size += len(c.frame)
+	}
+	w.bulk -= size
+	w.total += int64(len(w.out) + size)
+	if last != nil {
+		w.chunks, w.head = w.head, last.next
+		last.next = nil
+	}
+	if w.head == nil {
+		w.tail = nil
+	}
+}
+
+// writeRaw writes what the kernel takes of the batch at once and reports whether
+// that was all.
+func (w *writer) writeRaw() (all bool, err error) {
+	for len(w.out) > 0 {
+		n, err := w.raw.write(w.out)
+		w.out = w.out[n:]
+		if err != nil || len(w.out) > 0 {
+			return false, err
+		}
+	}
+	for c := w.chunks; c != nil; c = w.chunks {
+		n, err := w.raw.write(c.frame)
+		c.frame = c.frame[n:]
+		if err != nil || len(c.frame) > 0 {
+			return false, err
+		}
+		w.sent(c)
+	}
+	return true, nil
+}
+
+// writeBlocking writes the batch, however long it takes.
+func (w *writer) writeBlocking() error {
+	bufs := w.bufs[:0]
+	if len(w.out) > 0 {
+		bufs = append(bufs, w.out)
+	}
+	for c := w.chunks; c != nil; c = c.next {
+		bufs = append(bufs, c.frame)
+	}
+	if cap(bufs) > cap(w.bufs) {
+		w.bufs = bufs
+	}
+	w.rest = bufs
+	if _, err := w.rest.WriteTo(w.conn); err != nil {
+		return err
+	}
+	w.out = nil
+	for c := w.chunks; c != nil; c = w.chunks {
+		w.sent(c)
+	}
+	return nil
+}
+
+// sent takes c, which was written, from the batch, and lets its stream go on.
+func (w *writer) sent(c *chunk) {
+	st := c.st
+	w.chunks = c.next
+	c.release()
+	w.mu.Lock()
+	st.frames--
+	w.mu.Unlock()
+	st.wakeWriters()
+}
+
+// run is the flusher. It writes the batches that are handed to it, reports the
+// writer's error, and after close says goodbye, closes the transport and ends.
+func (w *writer) run() {
+	w.mu.Lock()
+	for {
+		for !w.handed && w.err == nil && (!w.closing || w.busy) {
+			w.wake.Wait()
+		}
+		if w.closing && (!w.busy || w.handed) {
+			break
+		}
+		if w.err != nil {
+			err := w.err
+			w.mu.Unlock()
+			w.fail(err) // which closes w
+			w.mu.Lock()
+			for !w.closing || w.busy && !w.handed {
+				w.wake.Wait()
+			}
+			break
+		}
+		w.writeHandedLocked()
+	}
+	if w.err == nil {
+		w.small = w.enc.appendGoAway(w.small, w.last, w.code)
+		w.writeHandedLocked()
+	}
+	w.head.releaseAll()
+	w.chunks.releaseAll()
+	w.head, w.tail, w.chunks, w.small, w.spare, w.out = nil, nil, nil, nil, nil, nil
+	w.mu.Unlock()
+	w.conn.Close()
+	w.kill.Stop()
+}
+
+// writeHandedLocked writes until nothing is left, and then frees the writer.
+func (w *writer) writeHandedLocked() {
+	for w.err == nil {
+		if len(w.out) == 0 && w.chunks == nil {
+			if !w.queuedLocked() {
+				break
+			}
+			w.takeBatchLocked()
+		}
+		w.mu.Unlock()
+		err := w.writeBlocking()
+		w.mu.Lock()
+		if err != nil && w.err == nil {
+			w.err = err
+		}
+	}
+	w.busy, w.handed = false, w.err != nil
+}
+
+// close lets the flusher send what is queued and a GOAWAY, within goodbyeTime, and
+// close the transport. It does not wait for it.
+func (w *writer) close(last uint32, code Code) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.closing, w.last, w.code = true, last, code
+	w.kill = time.AfterFunc(goodbyeTime, func() { hardClose(w.conn) })
+	w.wake.Signal()
+}
+
+// hardClose closes conn without a word. Closing a tls.Conn sends an alert first,
+// which can wait for seconds.
+func hardClose(conn net.Conn) {
+	if c, ok := conn.(interface{ NetConn() net.Conn }); ok {
+		conn = c.NetConn()
+	}
+	conn.Close()
+}
+
+func (c *chunk) releaseAll() {
+	for c != nil {
+		next := c.next
+		c.release()
+		c = next
+	}
+}
