@@ -18,6 +18,9 @@ type input struct {
 
 	c    *chunk // holds a reference of ours; nil before the first read
 	r, w int    // c.buf[r:w] is still to be handed out
+
+	first  [8]byte // what the peer began with, for an error that helps
+	firsts int
 }
 
 // Read copies: the codec reads headers and fixed bodies through it.
@@ -66,6 +69,7 @@ func (in *input) fill() error {
 	for range 100 {
 		n, err := in.conn.Read(in.c.buf[in.w:])
 		if n > 0 {
+			in.firsts += copy(in.first[in.firsts:], in.c.buf[in.w:in.w+n])
 			in.w += n
 			return nil
 		}

@@ -114,6 +114,16 @@ func (st *Stream) Read(p []byte) (n int, err error) {
 	return n, nil
 }
 
+// Peek copies what can be read without waiting, and leaves it to be read.
+func (st *Stream) Peek(p []byte) (n int) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	for _, seg := range st.segs {
+		n += copy(p[n:], seg.b)
+	}
+	return n
+}
+
 // popLocked takes the first n segments from the queue.
 func (st *Stream) popLocked(n int) {
 	rest := copy(st.segs, st.segs[n:])

@@ -37,6 +37,7 @@ type Session struct {
 	lastRemote uint32 // the highest id that the peer gave
 	goneAway   bool   // the peer takes no more streams
 	refusing   bool   // we take no more streams
+	forbidden  bool   // and did say so
 	err        error  // why the session ended; set before done is closed
 
 	// The reader's.
@@ -133,6 +134,13 @@ func (s *Session) RefuseStreams() {
 	s.mu.Unlock()
 }
 
+// ForbidStreams makes every stream that the peer opens from now on a protocol error.
+func (s *Session) ForbidStreams() {
+	s.mu.Lock()
+	s.forbidden = true
+	s.mu.Unlock()
+}
+
 // Refused counts the streams that were reset because the backlog was full, too
 // many were open, or RefuseStreams was called.
 func (s *Session) Refused() int64 { return s.refused.Load() }
@@ -218,6 +226,7 @@ func (s *Session) lookup(id uint32) (st *Stream, opened bool) {
 func (s *Session) readFrames() {
 	defer s.in.close()
 	framer := frame.NewFramer(&s.in, nil)
+	known := false // the peer has sent something that makes sense
 	for {
 		f, err := framer.ReadFrame()
 		if err == nil {
@@ -227,14 +236,21 @@ func (s *Session) readFrames() {
 			if isEOF(err) && s.farewell != nil {
 				err = s.farewell
 			}
-			s.fail(frameError(err))
+			se := frameError(err)
+			if !known {
+				se = &SessionError{se.Code, se.Remote, fmt.Errorf("%w (the peer began with %q)", se.Err, s.in.first[:s.in.firsts])}
+			}
+			s.fail(se)
 			return
+		}
+		if f.Type() <= frame.TypeGoAway {
+			known = true
 		}
 	}
 }
 
 // frameError gives an error of the codec or the transport its place.
-func frameError(err error) error {
+func frameError(err error) *SessionError {
 	switch e := err.(type) {
 	case *SessionError:
 		return e
@@ -333,6 +349,10 @@ func (s *Session) handleSyn(id uint32, n int, fin bool) error {
 	if id <= s.lastRemote {
 		s.mu.Unlock()
 		return protocolError("SYN for stream %d after one for stream %d", id, s.lastRemote)
+	}
+	if s.forbidden {
+		s.mu.Unlock()
+		return protocolError("SYN for stream %d, where no more streams are taken", id)
 	}
 	s.lastRemote = id
 	if s.refusing || len(s.streams) >= s.cfg.MaxStreams {

@@ -240,6 +240,14 @@ func (st *Stream) OnEnd(f func(error)) {
 	}
 }
 
+// Ended reports whether the sending side has ended for good, as OnEnd tells, and
+// whether all that the peer sent arrived, up to its FIN.
+func (st *Stream) Ended() (ended, whole bool) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return st.werr != nil, st.rerr == io.EOF
+}
+
 // resetByPeer handles an RST.
 func (st *Stream) resetByPeer(code Code) {
 	err := &StreamError{Code: code, Remote: true}

@@ -1,0 +1,305 @@
+package relay
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/tcprelay/relay/internal/ports"
+)
+
+// ErrServerClosed is what Serve and ListenAndServe return after Shutdown or Close.
+var ErrServerClosed = errors.New("relay: server closed")
+
+// A Server is a relay. Services register on the listeners that Serve is given, and
+// each gets a public listener of its own, whose clients are carried to it. The
+// server never dials anybody, and does not look at the bytes.
+type Server struct {
+	cfg serverConfig
+
+	mu        sync.Mutex
+	listeners map[net.Listener]struct{}
+	pending   map[net.Conn]struct{} // registering
+	services  map[*service]struct{} // with a public listener or clients
+	names     map[string]*service   // with a public listener
+	closing   bool
+
+	done chan struct{}  // closed when closing is set
+	wg   sync.WaitGroup // every goroutine of the server's, but for Serve's own
+}
+
+// NewServer returns a Server. Without options any free port serves as a public one,
+// on the host that services register at.
+func NewServer(opts ...ServerOption) (*Server, error) {
+	s := &Server{
+		cfg: serverConfig{
+			log:   slog.New(slog.DiscardHandler),
+			ports: new(ports.Pool),
+		},
+		listeners: make(map[net.Listener]struct{}),
+		pending:   make(map[net.Conn]struct{}),
+		services:  make(map[*service]struct{}),
+		names:     make(map[string]*service),
+		done:      make(chan struct{}),
+	}
+	for _, o := range opts {
+		if err := o.applyServer(&s.cfg); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+// ListenAndServe has services register on the TCP address addr. It always returns
+// an error, as Serve does.
+func (s *Server) ListenAndServe(addr string) error {
+	ln, err := net.Listen("tcp", addr)
+	if err != nil {
+		return err
+	}
+	return s.Serve(ln)
+}
+
+// Serve has services register on ln, which may be of any kind, until the server or
+// ln is closed; it closes ln. Several may be served at once. The error is never nil
+// and is ErrServerClosed after Shutdown or Close.
+func (s *Server) Serve(ln net.Listener) error {
+	defer ln.Close()
+	if !s.track(ln) {
+		return ErrServerClosed
+	}
+	defer s.untrack(ln)
+	s.cfg.log.Info("listening", "addr", ln.Addr().String())
+	return s.acceptLoop(ln, func(conn net.Conn) {
+		s.handleRegistration(ln, conn)
+	})
+}
+
+// acceptLoop runs handle in a goroutine for each connection. Errors that pass, such
+// as that no file descriptor is left, are waited out.
+func (s *Server) acceptLoop(ln net.Listener, handle func(net.Conn)) error {
+	var delay time.Duration
+	for {
+		conn, err := ln.Accept()
+		if err == nil {
+			delay = 0
+			if !s.spawn(func() { handle(conn) }) {
+				conn.Close()
+			}
+			continue
+		}
+		if s.isClosing() {
+			return ErrServerClosed
+		}
+		//lint:ignore SA1019 there is no other sign of an error that passes
+		if ne, ok := err.(net.Error); !ok || !ne.Temporary() {
+			return err
+		}
+		delay = min(max(2*delay, 5*time.Millisecond), time.Second)
+		s.cfg.log.Warn("accept failed", "addr", ln.Addr().String(), "err", err, "retry_in", delay)
+		select {
+		case <-time.After(delay):
+		case <-s.done:
+		}
+	}
+}
+
+// spawn runs f in a goroutine that Close and Shutdown wait for. It reports false,
+// and does not, once the server is closing.
+func (s *Server) spawn(f func()) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closing {
+		return false
+	}
+	s.wg.Go(f)
+	return true
+}
+
+func (s *Server) isClosing() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.closing
+}
+
+func (s *Server) track(ln net.Listener) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closing {
+		return false
+	}
+	s.listeners[ln] = struct{}{}
+	return true
+}
+
+func (s *Server) untrack(ln net.Listener) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.listeners, ln)
+}
+
+// handleRegistration runs a connection to a registration listener, from the
+// handshake to the end of the service that it registers.
+func (s *Server) handleRegistration(ln net.Listener, conn net.Conn) {
+	if !s.setPending(conn, true) {
+		conn.Close()
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), handshakeTimeout)
+	defer cancel()
+	svc, err := s.register(ctx, ln, conn)
+	s.setPending(conn, false)
+	if err != nil {
+		s.cfg.log.Warn("registration failed", "remote", conn.RemoteAddr().String(), "err", err)
+		return
+	}
+	cancel()
+	svc.run()
+}
+
+func (s *Server) setPending(conn net.Conn, is bool) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !is {
+		delete(s.pending, conn)
+		return true
+	}
+	if !s.closing {
+		s.pending[conn] = struct{}{}
+	}
+	return !s.closing
+}
+
+func (s *Server) tlsServer(ctx context.Context, conn net.Conn) (net.Conn, error) {
+	if s.cfg.tls == nil {
+		return conn, nil
+	}
+	tc := tls.Server(conn, s.cfg.tls)
+	if err := tc.HandshakeContext(ctx); err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("TLS handshake: %w", err)
+	}
+	return tc, nil
+}
+
+// Shutdown closes the registration listeners and all public ones, tells the
+// services, and waits until their clients have left; then it ends their sessions.
+// If ctx ends first it does what Close does and returns ctx's error.
+func (s *Server) Shutdown(ctx context.Context) error {
+	for _, svc := range s.stopListening() {
+		svc.drain()
+	}
+	done := make(chan struct{})
+	go func() {
+		s.wg.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		s.Close()
+		<-done
+		return ctx.Err()
+	}
+}
+
+// Close closes all listeners and ends all sessions, which resets their clients. It
+// returns when all goroutines of the server's have ended.
+func (s *Server) Close() error {
+	for _, svc := range s.stopListening() {
+		svc.sess.Close()
+	}
+	s.wg.Wait()
+	return nil
+}
+
+// stopListening takes no more services and no more registrations, and returns the
+// services that there are.
+func (s *Server) stopListening() []*service {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.closing {
+		s.closing = true
+		close(s.done)
+	}
+	for ln := range s.listeners {
+		ln.Close()
+	}
+	for conn := range s.pending {
+		conn.Close()
+	}
+	all := make([]*service, 0, len(s.services))
+	for svc := range s.services {
+		all = append(all, svc)
+	}
+	return all
+}
+
+// ErrNoService is what Disconnect returns for a name that no service has.
+var ErrNoService = errors.New("relay: no service of that name")
+
+// Disconnect ends the session of the named service, which resets its clients and
+// frees its port.
+func (s *Server) Disconnect(name string) error {
+	s.mu.Lock()
+	svc := s.names[name]
+	s.mu.Unlock()
+	if svc == nil {
+		return ErrNoService
+	}
+	svc.sess.Close()
+	return nil
+}
+
+// ServiceInfo describes a registered service at one moment.
+type ServiceInfo struct {
+	Name    string    // as given, or else the public address
+	Address string    // the public address, as the service was told
+	Remote  string    // where the service registered from
+	Since   time.Time // of the registration
+	// Draining says that the service takes no more clients.
+	Draining bool
+
+	Clients  []ClientInfo // connected now, in order of arrival
+	Accepted int64        // clients since the registration
+	Refused  int64        // clients that could not be carried to the service
+	BytesIn  int64        // from clients to the service
+	BytesOut int64        // from the service to clients
+}
+
+// ClientInfo describes a connected client at one moment.
+type ClientInfo struct {
+	Remote   string
+	Since    time.Time
+	BytesIn  int64 // from the client to the service
+	BytesOut int64 // from the service to the client
+}
+
+// Services returns a snapshot of the services, sorted by name.
+func (s *Server) Services() []ServiceInfo {
+	s.mu.Lock()
+	all := make([]*service, 0, len(s.services))
+	for svc := range s.services {
+		all = append(all, svc)
+	}
+	s.mu.Unlock()
+	infos := make([]ServiceInfo, len(all))
+	for i, svc := range all {
+		infos[i] = svc.info()
+	}
+	slices.SortFunc(infos, func(a, b ServiceInfo) int {
+		if c := strings.Compare(a.Name, b.Name); c != 0 {
+			return c
+		}
+		return a.Since.Compare(b.Since)
+	})
+	return infos
+}
