@@ -214,9 +214,11 @@ func (s *Server) Shutdown(ctx context.Context) error {
 // Close closes all listeners and ends all sessions, which resets their clients. It
 // returns when all goroutines of the server's have ended.
 func (s *Server) Close() error {
+	var all sync.WaitGroup
 	for _, svc := range s.stopListening() {
-		svc.sess.Close()
+		all.Go(func() { svc.sess.Close() })
 	}
+	all.Wait()
 	s.wg.Wait()
 	return nil
 }

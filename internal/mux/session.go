@@ -224,6 +224,7 @@ func (s *Session) lookup(id uint32) (st *Stream, opened bool) {
 // readFrames is the reader. It ends at the first error, its own or the
 // transport's, and the session with it.
 func (s *Session) readFrames() {
+	defer close(s.out.read)
 	defer s.in.close()
 	framer := frame.NewFramer(&s.in, nil)
 	known := false // the peer has sent something that makes sense
@@ -359,9 +360,9 @@ func (s *Session) handleSyn(id uint32, n int, fin bool) error {
 		s.mu.Unlock()
 		return s.refuse(id, n, StreamRefused)
 	}
-	if s.err != nil {
+	if s.err != nil { // reading on only until the peer closes
 		s.mu.Unlock()
-		return s.err
+		return s.in.skip(n)
 	}
 	if len(s.accept) == cap(s.accept) { // only this goroutine adds to it
 		s.mu.Unlock()

@@ -3,6 +3,7 @@ package mux
 import (
 	"errors"
 	"net"
+	"runtime"
 	"sync"
 	"time"
 )
@@ -30,6 +31,10 @@ const (
 	// among them, before it leaves the rest to the flusher.
 	inlineBatches = 2
 
+	// crowdMemory is for how many flushes a writer that saw others queue frames
+	// while it yielded goes on yielding, and how often it tries otherwise.
+	crowdMemory = 16
+
 	// goodbyeTime bounds the last writes of a session that ends.
 	goodbyeTime = 250 * time.Millisecond
 )
@@ -47,8 +52,9 @@ var errOverflow = &SessionError{Code: EnhanceYourCalm, Err: errors.New("too many
 // chunk adds no small frames, so each stream's frames leave in order.
 type writer struct {
 	conn net.Conn
-	raw  *rawWriter  // nil if the transport is no plain socket
-	fail func(error) // ends the session
+	raw  *rawWriter    // nil if the transport is no plain socket
+	fail func(error)   // ends the session
+	read chan struct{} // closed when the session's reader has ended
 
 	mu         sync.Mutex
 	wake       sync.Cond // the flusher waits here
@@ -57,6 +63,8 @@ type writer struct {
 	head, tail *chunk
 	bulk       int   // bytes in chunks
 	total      int64 // bytes that left the queues, ever
+	crowd      int   // for how many more flushes to yield
+	flushes    int
 	busy       bool  // a batch is being written
 	handed     bool  // the flusher has to write it
 	err        error // nothing can be sent any more; the flusher reports it
@@ -75,6 +83,7 @@ type writer struct {
 
 func (w *writer) init(conn net.Conn, fail func(error)) {
 	w.conn, w.fail = conn, fail
+	w.read = make(chan struct{})
 	w.raw = newRawWriter(conn)
 	w.wake.L = &w.mu
 	w.enc.init()
@@ -203,7 +212,7 @@ func (w *writer) room(st *Stream) int {
 func (w *writer) flush() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.busy || w.closing || w.err != nil || !w.queuedLocked() {
+	if !w.flushableLocked() || w.crowdedLocked() && !w.flushableLocked() {
 		return
 	}
 	w.busy = true
@@ -230,6 +239,30 @@ func (w *writer) flush() {
 	}
 	w.handed = true
 	w.wake.Signal()
+}
+
+func (w *writer) flushableLocked() bool {
+	return !w.busy && !w.closing && w.err == nil && w.queuedLocked()
+}
+
+// crowdedLocked lets other goroutines run first when those have lately had small
+// frames to add, which then leave in the same write, and now and then to see
+// whether they have. The lock is released meanwhile. It reports whether it did.
+func (w *writer) crowdedLocked() bool {
+	w.flushes++
+	if w.head != nil || w.crowd == 0 && w.flushes%crowdMemory != 0 {
+		return false
+	}
+	before := len(w.small)
+	w.mu.Unlock()
+	runtime.Gosched()
+	w.mu.Lock()
+	if len(w.small) != before {
+		w.crowd = crowdMemory
+	} else if w.crowd > 0 {
+		w.crowd--
+	}
+	return true
 }
 
 // sentBytes counts the bytes that left the queues.
@@ -347,10 +380,16 @@ func (w *writer) run() {
 		w.small = w.enc.appendGoAway(w.small, w.last, w.code)
 		w.writeHandedLocked()
 	}
+	said := w.err == nil
 	w.head.releaseAll()
 	w.chunks.releaseAll()
 	w.head, w.tail, w.chunks, w.small, w.spare, w.out = nil, nil, nil, nil, nil, nil
 	w.mu.Unlock()
+	if half, ok := w.conn.(interface{ CloseWrite() error }); ok && said && half.CloseWrite() == nil {
+		// A socket that is closed with bytes unread resets, and the last frames may
+		// be lost. The reader reads on until the peer closes; kill bounds the wait.
+		<-w.read
+	}
 	w.conn.Close()
 	w.kill.Stop()
 }
