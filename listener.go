@@ -146,7 +146,11 @@ func register(ctx context.Context, addr string, cfg *registerConfig) (*Listener,
 	switch {
 	case err != nil:
 		l.sess.Close()
-		return nil, registerError(ctx, CodeNotRelay, err)
+		code := CodeNotRelay
+		if isAlert(err) {
+			code = CodeTLS
+		}
+		return nil, registerError(ctx, code, err)
 	case reply.Error != nil:
 		l.sess.Close()
 		return nil, &RegisterError{Code: Code(reply.Error.Code), Message: reply.Error.Message}
@@ -158,14 +162,14 @@ func register(ctx context.Context, addr string, cfg *registerConfig) (*Listener,
 	return l, nil
 }
 
-// registerError makes err a RegisterError, and a timeout if ctx ended first.
+// registerError makes err a RegisterError. What went wrong because ctx ended is told
+// as that.
 func registerError(ctx context.Context, code Code, err error) *RegisterError {
-	cause := context.Cause(ctx)
-	switch {
-	case errors.Is(cause, context.Canceled):
-		return &RegisterError{Code: code, Err: cause}
-	case cause != nil:
-		return &RegisterError{Code: CodeTimeout, Err: cause}
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	if ctx.Err() == context.DeadlineExceeded || errors.Is(err, os.ErrDeadlineExceeded) {
+		code = CodeTimeout // a dialer may see a deadline before ctx does
 	}
 	return &RegisterError{Code: code, Err: err}
 }
@@ -185,6 +189,14 @@ func tlsClient(ctx context.Context, conn net.Conn, addr string, config *tls.Conf
 		return nil, err
 	}
 	return tc, nil
+}
+
+// isAlert reports that the relay refused us after our side of the TLS handshake was
+// over, as it does when our certificate is not what it wants. The error of crypto/tls
+// has no type of its own.
+func isAlert(err error) bool {
+	op, ok := errors.AsType[*net.OpError](err)
+	return ok && op.Op == "remote error"
 }
 
 // sayHello opens the control stream with the hello and waits for the reply.
@@ -250,9 +262,18 @@ func (l *Listener) Accept() (net.Conn, error) {
 			if l.isClosing() {
 				return nil, l.opError("accept", net.ErrClosed)
 			}
-			return nil, l.opError("accept", fmt.Errorf("lost the relay: %w", l.sess.Err()))
+			return nil, l.opError("accept", fmt.Errorf("lost the relay: %w", notOurs(l.sess.Err())))
 		}
 	}
+}
+
+// notOurs makes sure that the end of a session is not taken for a Close of the
+// caller's: what was closed may be the connection that a dialer made.
+func notOurs(err error) error {
+	if _, ok := errors.AsType[*mux.SessionError](err); ok && errors.Is(err, net.ErrClosed) {
+		return errors.New(err.Error())
+	}
+	return err
 }
 
 func (l *Listener) opError(op string, err error) error {
@@ -313,20 +334,20 @@ func (l *Listener) Close() error {
 	l.mu.Unlock()
 	close(l.closed)
 	l.sess.RefuseStreams()
-	l.resetWaiting()
+	go l.resetWaiting()
 	go l.sayClosing(last)
 	return nil
 }
 
-// resetWaiting resets the clients that nobody will accept.
+// resetWaiting resets the clients that nobody will accept: those that wait, and one
+// that was being taken in. It ends with the session.
 func (l *Listener) resetWaiting() {
 	for {
-		select {
-		case st := <-l.sess.Accepting():
-			l.reset(st)
-		default:
+		st, err := l.sess.Accept()
+		if err != nil {
 			return
 		}
+		l.reset(st)
 	}
 }
 
@@ -445,7 +466,7 @@ func (c *Conn) wrap(op string, err error) error {
 	if err == nil || err == io.EOF {
 		return err
 	}
-	return &net.OpError{Op: op, Net: "tcp", Source: c.local, Addr: c.remote, Err: err}
+	return &net.OpError{Op: op, Net: "tcp", Source: c.local, Addr: c.remote, Err: notOurs(err)}
 }
 
 // Read reads what the client sent. At the client's half-close it returns io.EOF; if

@@ -1,3 +1,100 @@
+// Package relay gives a program that nobody can dial, because it runs behind NAT or a
+// firewall, a public TCP address: Register returns a net.Listener, and whoever
+// connects to its address at the relay comes out of Accept. This program is a web
+// server on a port of the relay's:
+//
+//	package main
+//
+//	import (
+//		"context"
+//		"fmt"
+//		"log"
+//		"net/http"
+//
+//		"github.com/tcprelay/relay"
+//	)
+//
+//	func main() {
+//		ln, err := relay.Register(context.Background(), "127.0.0.1:8080")
+//		if err != nil {
+//			log.Fatal(err)
+//		}
+//		fmt.Printf("http://%v\n", ln.Addr())
+//		srv := &http.Server{Handler: http.HandlerFunc(hello)}
+//		log.Fatal(srv.Serve(ln))
+//	}
+//
+//	func hello(w http.ResponseWriter, r *http.Request) {
+//		fmt.Fprintf(w, "hello, %s\n", r.RemoteAddr)
+//	}
+//
+// And this is a relay for it:
+//
+//	srv, err := relay.NewServer(relay.WithPorts(8081, 8180))
+//	if err != nil {
+//		log.Fatal(err)
+//	}
+//	log.Fatal(srv.ListenAndServe("127.0.0.1:8080"))
+//
+// The app dials the relay, once. The relay dials nobody and does not look at the
+// bytes:
+//
+//	client ──TCP──► ┌──────────────┐                      ┌────────────────┐
+//	client ──TCP──► │ relay.Server │ ◄─── one session ─── │ relay.Register │
+//	client ──TCP──► │ public :8081 │ a stream per client  │ ln.Accept()    │
+//	                └──────────────┘   (the app dialled)  └────────────────┘
+//
+// # What a connection does
+//
+// An accepted [Conn] does what a *net.TCPConn does, so whatever serves a listener may
+// serve this one: http.Server with Hijack, Shutdown and its timeouts, tls.NewListener,
+// gRPC, a protocol of your own.
+//
+//   - RemoteAddr is the client's address. The app hears of a client at once, also if
+//     the protocol has the server speak first.
+//   - A half-close passes both ways: an app that read io.EOF can still answer.
+//   - What ended otherwise is never io.EOF. A client's reset and a lost relay are other
+//     errors of Read; what an app aborts, by SetLinger(0) and Close, its client sees as
+//     a reset.
+//   - Deadlines apply to calls that wait already. Close ends such calls and does not
+//     wait, not even for a client that has stopped reading.
+//   - Each connection has a window of its own, so that a client or an app that does not
+//     read holds up nobody else.
+//
+// # Concurrency
+//
+// All methods may be called from any goroutine. A Listener has three goroutines and a
+// Conn none. A Server has five for each service and two for each client, beside the
+// callers of Serve; its Close returns when they have ended. Nothing is logged unless
+// [WithLogger] is given.
+//
+// # Errors
+//
+// Register returns a [*RegisterError], whose Code tells what is wrong, unless an option
+// is. After Close the error of Accept matches net.ErrClosed; when the session with the
+// relay was lost it is another, and the listener is over: register anew. Errors of a
+// Conn are *net.OpError around net.ErrClosed, os.ErrDeadlineExceeded (with Timeout
+// true), syscall.ECONNRESET, syscall.EPIPE, or why the session ended. A clean end is
+// plain io.EOF.
+//
+// # Limits
+//
+// There is no access control yet: no tokens, no bounds on services or clients but those
+// below. Whoever reaches the registration port may take public ports, and those are
+// open to all. Have services register on a loopback or private address, or over
+// [WithTLSConfig] with a config that asks for client certificates, and keep the relay
+// off the open internet.
+//
+// A lost session is not resumed yet: its connections end with an error, and so does
+// Accept. Nothing probes an idle session but the keep-alive of TCP, if that is what it
+// runs on, so that a peer whose machine is gone may be missed for minutes.
+//
+// All clients of a service share one transport connection, and with it the losses and
+// the congestion that it meets. A service has room for some 65,000 clients at a time,
+// and for a billion in the life of its session. Of bytes received that nobody has read
+// yet, a connection holds at most 256 KiB, or up to 16 MiB if its reader was seen to
+// keep up, and a session 256 MiB: beyond that the connection that holds most is reset.
+// New clients beyond the backlog ([WithBacklog]) are reset too.
 package relay
 
 import (
@@ -91,7 +188,7 @@ func (s *Server) acceptLoop(ln net.Listener, handle func(net.Conn)) error {
 		if err == nil {
 			delay = 0
 			if !s.spawn(func() { handle(conn) }) {
-				conn.Close()
+				hangUp(conn)
 			}
 			continue
 		}
@@ -109,6 +206,15 @@ func (s *Server) acceptLoop(ln net.Listener, handle func(net.Conn)) error {
 		case <-s.done:
 		}
 	}
+}
+
+// hangUp closes a connection that was not served. It is a reset, which nobody takes
+// for an answer of no bytes.
+func hangUp(conn net.Conn) {
+	if tc, ok := conn.(*net.TCPConn); ok {
+		tc.SetLinger(0)
+	}
+	conn.Close()
 }
 
 // spawn runs f in a goroutine that Close and Shutdown wait for. It reports false,
@@ -216,7 +322,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 func (s *Server) Close() error {
 	var all sync.WaitGroup
 	for _, svc := range s.stopListening() {
-		all.Go(func() { svc.sess.Close() })
+		all.Go(svc.cutOff)
 	}
 	all.Wait()
 	s.wg.Wait()
@@ -248,8 +354,8 @@ func (s *Server) stopListening() []*service {
 // ErrNoService is what Disconnect returns for a name that no service has.
 var ErrNoService = errors.New("relay: no service of that name")
 
-// Disconnect ends the session of the named service, which resets its clients and
-// frees its port.
+// Disconnect ends the session of the named service, which resets its clients. Its
+// name and port are free when it returns.
 func (s *Server) Disconnect(name string) error {
 	s.mu.Lock()
 	svc := s.names[name]
@@ -257,7 +363,8 @@ func (s *Server) Disconnect(name string) error {
 	if svc == nil {
 		return ErrNoService
 	}
-	svc.sess.Close()
+	svc.stopAccepting()
+	svc.cutOff()
 	return nil
 }
 

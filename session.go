@@ -48,6 +48,7 @@ type service struct {
 	bytesIn  int64 // of clients that have left
 	bytesOut int64
 	draining bool
+	cut      bool          // cutOff was called
 	idle     chan struct{} // closed when draining and the last client has left
 }
 
@@ -71,7 +72,9 @@ func (s *Server) register(ctx context.Context, ln net.Listener, conn net.Conn) (
 	if err != nil {
 		return nil, err
 	}
-	sess := mux.Server(conn, mux.Config{Backlog: 1})
+	// Room for the control stream, and for one more that comes with it: run makes a
+	// protocol error of that one too.
+	sess := mux.Server(conn, mux.Config{Backlog: 2})
 	svc := &service{srv: s, sess: sess, clients: make(map[*client]struct{}), idle: make(chan struct{})}
 	hello, err := svc.readHello(ctx)
 	if err == nil {
@@ -222,6 +225,11 @@ func (s *Server) remove(svc *service) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.services, svc)
+}
+
+func (s *Server) freeName(svc *service) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.names[svc.name] == svc {
 		delete(s.names, svc.name)
 	}
@@ -281,6 +289,8 @@ func (svc *service) run() {
 	select {
 	case <-svc.sess.Done():
 	case <-svc.idle:
+	case <-svc.sess.Accepting():
+		svc.sess.CloseWithError(mux.ProtocolError, errors.New("the service opened a stream"))
 	}
 	err := svc.sess.Err()
 	svc.sess.Close()
@@ -330,6 +340,7 @@ func (svc *service) drain() {
 // there are stay; when the last one has left the service is idle.
 func (svc *service) stopAccepting() {
 	svc.ln.Close()
+	svc.srv.freeName(svc)
 	svc.mu.Lock()
 	defer svc.mu.Unlock()
 	if svc.draining {
@@ -353,8 +364,7 @@ func (svc *service) acceptClients() {
 func (svc *service) carry(conn *net.TCPConn) {
 	c, err := svc.open(conn)
 	if err != nil {
-		conn.SetLinger(0)
-		conn.Close()
+		hangUp(conn)
 		svc.log.Warn("client refused", "client", conn.RemoteAddr().String(), "err", err)
 		return
 	}
@@ -385,7 +395,23 @@ func (svc *service) open(conn *net.TCPConn) (*client, error) {
 	c := &client{conn: conn, st: st, since: time.Now(), header: int64(len(header))}
 	svc.clients[c] = struct{}{}
 	svc.accepted++
+	if svc.cut {
+		hangUp(conn)
+	}
 	return c, nil
+}
+
+// cutOff ends the session and resets all clients, also those who were sent everything
+// by an app that then closed, and have not taken it: the session's end leaves these
+// alone.
+func (svc *service) cutOff() {
+	svc.sess.Close()
+	svc.mu.Lock()
+	defer svc.mu.Unlock()
+	svc.cut = true
+	for c := range svc.clients {
+		hangUp(c.conn)
+	}
 }
 
 func (svc *service) enter() bool {

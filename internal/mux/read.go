@@ -72,6 +72,13 @@ func (st *Stream) finishedByPeer() {
 	st.unlock()
 }
 
+// heardOut reports whether a FIN would end nothing any more.
+func (st *Stream) heardOut() bool {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return st.finRecv || st.reset
+}
+
 // awaitLocked waits until something can be read, and otherwise returns why not.
 func (st *Stream) awaitLocked() error {
 	for {

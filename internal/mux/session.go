@@ -3,6 +3,7 @@ package mux
 import (
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -116,6 +117,11 @@ func (s *Session) open(opening []byte) (*Stream, error) {
 // can be read without waiting. Once the session ended it returns why.
 func (s *Session) Accept() (*Stream, error) {
 	select {
+	case <-s.done: // whatever still waits
+		return nil, s.Err()
+	default:
+	}
+	select {
 	case st := <-s.accept:
 		return st, nil
 	case <-s.done:
@@ -214,7 +220,7 @@ func (s *Session) lookup(id uint32) (st *Stream, opened bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if id&1 == s.odd {
-		opened = id <= s.lastLocal
+		opened = s.odd < id && id <= s.lastLocal // a client's first id is 3
 	} else {
 		opened = id <= s.lastRemote
 	}
@@ -294,8 +300,8 @@ func (s *Session) handleFrame(f frame.Frame) error {
 		if !opened {
 			return protocolError("RST for stream %d, which nobody opened", id)
 		}
-		if st != nil {
-			st.resetByPeer(Code(f.ErrorCode()))
+		if st != nil && st.resetByPeer(Code(f.ErrorCode())) {
+			return nil // there is one for each stream
 		}
 		return s.calm.frame(&s.out)
 
@@ -325,7 +331,7 @@ func (s *Session) handleData(f *frame.Data, id uint32) error {
 	if !opened {
 		return protocolError("DATA for stream %d, which nobody opened", id)
 	}
-	if n == 0 && (st == nil || !f.Fin()) {
+	if n == 0 && (st == nil || !f.Fin() || st.heardOut()) {
 		if err := s.calm.frame(&s.out); err != nil {
 			return err
 		}
@@ -445,8 +451,9 @@ func (s *Session) peerGoesAway(last uint32) {
 }
 
 // calm bounds the frames that carry nothing: a peer may send a burst of them, as
-// many again each second, and one for each byte that we sent it, which covers the
-// end of every stream and a stock peer's WNDINC for every read.
+// many again each second, and one for each byte that we sent it, however late, which
+// covers a stock peer's WNDINC for every read. A FIN or an RST that ends something
+// does not count.
 type calm struct {
 	left  int
 	since time.Time
@@ -464,10 +471,10 @@ func (c *calm) frame(w *writer) error {
 		return nil
 	}
 	now, sent := time.Now(), w.sentBytes()
-	earned := int64(now.Sub(c.since).Seconds()*calmBurst) + sent - c.sent
+	earned := int64(min(now.Sub(c.since).Seconds(), 1)*calmBurst) + sent - c.sent
 	if earned < 1 {
 		return errFlood
 	}
-	c.left, c.since, c.sent = int(min(earned, calmBurst)), now, sent
+	c.left, c.since, c.sent = int(min(earned, math.MaxInt32)), now, sent
 	return nil
 }

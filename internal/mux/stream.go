@@ -248,12 +248,12 @@ func (st *Stream) Ended() (ended, whole bool) {
 	return st.werr != nil, st.rerr == io.EOF
 }
 
-// resetByPeer handles an RST.
-func (st *Stream) resetByPeer(code Code) {
+// resetByPeer handles an RST and reports whether it ended anything.
+func (st *Stream) resetByPeer(code Code) bool {
 	err := &StreamError{Code: code, Remote: true}
 	// Behind a FIN, StreamClosed says that the peer reads no more: what it sent is
 	// whole and stands.
-	st.end(err, func() bool { return st.finRecv && code == StreamClosed })
+	return st.end(err, func() bool { return st.finRecv && code == StreamClosed })
 }
 
 // sessionEnded ends the stream with its session. What was received up to a FIN is
@@ -262,11 +262,11 @@ func (st *Stream) sessionEnded(err *SessionError) {
 	st.end(err, func() bool { return st.finRecv })
 }
 
-func (st *Stream) end(err error, whole func() bool) {
+func (st *Stream) end(err error, whole func() bool) bool {
 	st.mu.Lock()
 	if st.reset {
 		st.mu.Unlock()
-		return
+		return false
 	}
 	st.reset = true
 	if !whole() {
@@ -281,6 +281,7 @@ func (st *Stream) end(err error, whole func() bool) {
 	if f != nil {
 		f(err)
 	}
+	return true
 }
 
 // readErrLocked returns why nothing may be read, whatever has arrived.

@@ -1,0 +1,90 @@
+package relay_test
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// The relay dials nobody: of the library, only listener.go, the app's side, refers
+// to what dials, and nothing imports a package that does so by itself.
+func TestNobodyElseDials(t *testing.T) {
+	dialling := map[string]bool{ // by importing it
+		"net/http": true, "net/rpc": true, "net/smtp": true, "net/textproto": true, "os/exec": true, "log/syslog": true,
+	}
+	dialled := map[string]bool{} // by file
+	files := 0
+	look := func(path string) {
+		files++
+		file, err := parser.ParseFile(token.NewFileSet(), path, nil, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		names := make(map[string]bool) // of packages that have something to dial with
+		for _, imp := range file.Imports {
+			of, _ := strconv.Unquote(imp.Path.Value)
+			if dialling[of] {
+				t.Errorf("%s imports %s", path, of)
+			}
+			if of == "net" || of == "crypto/tls" || of == "syscall" || strings.HasPrefix(of, "golang.org/x/") {
+				name := of[strings.LastIndex(of, "/")+1:]
+				if imp.Name != nil {
+					name = imp.Name.Name
+				}
+				if name == "." {
+					t.Errorf("%s imports %s without a name", path, of)
+				}
+				names[name] = true
+			}
+		}
+		ast.Inspect(file, func(n ast.Node) bool {
+			sel, ok := n.(*ast.SelectorExpr)
+			if !ok {
+				return true
+			}
+			if strings.HasPrefix(sel.Sel.Name, "Dial") { // of net or of a Dialer
+				dialled[path] = true
+			}
+			if pkg, ok := sel.X.(*ast.Ident); ok && names[pkg.Name] && strings.Contains(sel.Sel.Name, "Connect") {
+				dialled[path] = true
+			}
+			return true
+		})
+	}
+	roots, err := filepath.Glob("*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range roots {
+		if !strings.HasSuffix(path, "_test.go") {
+			look(path)
+		}
+	}
+	err = filepath.WalkDir("internal", func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() && d.Name() == "peers" { // another module, which has nothing but tests
+			return filepath.SkipDir
+		}
+		if !d.IsDir() && strings.HasSuffix(path, ".go") && !strings.HasSuffix(path, "_test.go") {
+			look(path)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if files < 10 || !dialled["listener.go"] {
+		t.Errorf("looked at %d files; listener.go dials: %t", files, dialled["listener.go"])
+	}
+	delete(dialled, "listener.go")
+	for path := range dialled {
+		t.Errorf("%s dials", path)
+	}
+}
