@@ -89,8 +89,9 @@ func TestListenerCloseKeepsConns(t *testing.T) {
 	sendAndExpect(t, client, app)
 	sendAndExpect(t, client2, app2)
 	log.wait(t, "client left", len(waiting))
+	eventually(t, "the service draining", func() bool { return srv.Services()[0].Draining })
 	s := srv.Services()
-	if len(s) != 1 || !s[0].Draining || len(s[0].Clients) != 2 {
+	if len(s) != 1 || len(s[0].Clients) != 2 {
 		t.Errorf("services %+v", s)
 	}
 	if c, err := net.Dial("tcp", l.Addr().String()); err == nil {

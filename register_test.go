@@ -457,7 +457,7 @@ func TestOptions(t *testing.T) {
 		"a name too long":  relay.WithName(strings.Repeat("n", 256)),
 		"WithBacklog(-1)":  relay.WithBacklog(-1),
 		"the same, later":  relay.WithBacklog(-4096),
-		"port far outside": relay.WithPort(1 << 40),
+		"port far outside": relay.WithPort(1 << 30),
 	} {
 		dialled := false
 		spy := relay.WithDialer(func(context.Context, string, string) (net.Conn, error) {

@@ -230,7 +230,7 @@ func TestCloseSends(t *testing.T) {
 				inBubble(t, func(t *testing.T, r role) {
 					s, p := rawSession(t, r, Config{})
 					mode.set(s)
-					st := openRaw(t, s)
+					st := openStream(t, s)
 					if test.frames != nil {
 						p.send(test.frames(st.ID())...)
 					}
@@ -398,7 +398,7 @@ func TestUnblock(t *testing.T) {
 			t.Run(stuck+"/"+test.name, func(t *testing.T) {
 				inBubble(t, func(t *testing.T, r role) {
 					s, p := stuckSession(t, r, Config{})
-					st := openRaw(t, s)
+					st := openStream(t, s)
 					if stuck == "window" {
 						p.listen()
 					}
@@ -447,7 +447,7 @@ func TestEndBehindData(t *testing.T) {
 				inBubble(t, func(t *testing.T, r role) {
 					s, p := stuckSession(t, r, Config{})
 					s.EnableStop()
-					st := openRaw(t, s)
+					st := openStream(t, s)
 					data := pattern(3, size)
 					if _, err := st.Write(data); err != nil {
 						t.Fatal(err)
@@ -481,7 +481,7 @@ func TestStuckSocket(t *testing.T) {
 			s, p := r.start(c1, Config{}), newRawPeer(t, c2)
 			defer s.Close()
 			defer c2.Close()
-			stuck, closed, halfClosed, aborted := openRaw(t, s), openRaw(t, s), openRaw(t, s), openRaw(t, s)
+			stuck, closed, halfClosed, aborted := openStream(t, s), openStream(t, s), openStream(t, s), openStream(t, s)
 			written := make(chan error, 1)
 			p.send(wndIncFrame(stuck.ID(), maxID-Window), synFrame(r.theirs(1), "echo"))
 			go func() {
@@ -525,7 +525,7 @@ func TestStuckSocket(t *testing.T) {
 			if err := await(t, written, "end of ReadFrom"); err != net.ErrClosed {
 				t.Errorf("ReadFrom: %v, want net.ErrClosed", err)
 			}
-			late := openRaw(t, s)
+			late := openStream(t, s)
 
 			// And when the peer reads again, it finds everything in order.
 			end := make(map[uint32]wireFrame)
@@ -603,7 +603,7 @@ func TestNoFinWithSyn(t *testing.T) {
 	inBubble(t, func(t *testing.T, r role) {
 		s, p := stuckSession(t, r, Config{})
 		for range 3 {
-			openRaw(t, s).Close()
+			openStream(t, s).Close()
 		}
 		p.listen()
 		synctest.Wait()

@@ -77,7 +77,7 @@ func TestCalm(t *testing.T) {
 			inBubble(t, func(t *testing.T, r role) {
 				_, p, open := floodedSession(t, r)
 				time.Sleep(time.Hour) // which earns no more than a burst
-				for range 20 {
+				for range 10 {
 					p.send(bytes.Repeat(test.frame(r), calmBurst/4))
 					time.Sleep(time.Second / 4)
 				}
@@ -97,7 +97,7 @@ func TestWindowIncEachByte(t *testing.T) {
 		s, p := rawSession(t, r, Config{})
 		p.send(synFrame(r.theirs(1), ""))
 		st := accept(t, s)
-		for range 3 {
+		for range 2 {
 			if n, err := st.Write(make([]byte, Window)); n != Window || err != nil {
 				t.Fatalf("Write: %d, %v", n, err)
 			}
@@ -109,8 +109,9 @@ func TestWindowIncEachByte(t *testing.T) {
 			synctest.Wait()
 		}
 		// And while the writer waits for them.
-		written := goWrite(st, make([]byte, 3*Window))
-		for acked := 0; acked < 3*Window; {
+		const total = Window + 30_000
+		written := goWrite(st, make([]byte, total))
+		for acked := 0; acked < total; {
 			synctest.Wait()
 			n := len(payload(p.took(), st.ID()))
 			if n == 0 {
@@ -123,7 +124,7 @@ func TestWindowIncEachByte(t *testing.T) {
 				n -= step
 			}
 		}
-		if got := <-written; got.n != 3*Window || got.err != nil {
+		if got := <-written; got.n != total || got.err != nil {
 			t.Errorf("Write: %d, %v", got.n, got.err)
 		}
 	})
@@ -133,19 +134,22 @@ func TestWindowIncEachByte(t *testing.T) {
 // at once, with all the empty frames that begin and end them.
 func TestManyShortStreams(t *testing.T) {
 	inBubble(t, func(t *testing.T, r role) {
-		s, p := rawSession(t, r, Config{Backlog: 2 * calmBurst})
+		const many = calmBurst + calmBurst/5
+		s, p := rawSession(t, r, Config{Backlog: many})
 		s.EnableStop()
 		id := r.theirs(1)
-		for range 2 * calmBurst {
+		for range many {
 			p.send(synFrame(id, ""), finFrame(id), rstFrame(id, StreamClosed))
 			accept(t, s).Close()
 			id += 2
 		}
-		for range 2 * calmBurst {
-			p.send(synFrame(id, ""), finFrame(id))
+		var frames []byte
+		for range many {
+			frames = append(append(frames, synFrame(id, "")...), finFrame(id)...)
 			id += 2
 		}
-		for range 2 * calmBurst {
+		p.send(frames)
+		for range many {
 			accept(t, s).Close()
 		}
 		synctest.Wait()
@@ -160,7 +164,7 @@ func TestOverflow(t *testing.T) {
 	inBubble(t, func(t *testing.T, r role) {
 		s, p := stuckSession(t, r, Config{})
 		s.RefuseStreams()
-		st := openRaw(t, s)
+		st := openStream(t, s)
 		read := goReadAll(st)
 		id := r.theirs(1)
 		for sent := 0; s.Err() == nil; sent++ {

@@ -25,7 +25,7 @@ func pattern(seed, n int) []byte {
 func TestWindowIsKept(t *testing.T) {
 	inBubble(t, func(t *testing.T, r role) {
 		s, p := rawSession(t, r, Config{})
-		st := openRaw(t, s)
+		st := openStream(t, s)
 		data := pattern(1, 3*Window)
 		written := goWrite(st, data)
 		synctest.Wait()
@@ -84,7 +84,7 @@ func TestNoByteBuffered(t *testing.T) {
 	})
 }
 
-// TestWindowUpdates reads byte by byte what a peer sends as fast as it may. Updates
+// TestWindowUpdates reads bit by bit what a peer sends as fast as it may. Updates
 // are few, never let the peer have more under way than the window, and always let
 // it go on.
 func TestWindowUpdates(t *testing.T) {
@@ -92,8 +92,8 @@ func TestWindowUpdates(t *testing.T) {
 		s, p := rawSession(t, r, Config{MaxWindow: Window})
 		p.send(synFrame(r.theirs(1), ""))
 		st := accept(t, s)
-		const total = 4 * Window
-		buf := make([]byte, 1)
+		const total = 3 * Window
+		buf := make([]byte, 16)
 		sent, read, given, updates := 0, 0, Window, 0
 		for read < total {
 			if n := min(given, total) - sent; n > 0 {
@@ -101,10 +101,11 @@ func TestWindowUpdates(t *testing.T) {
 				sent += n
 				synctest.Wait()
 			}
-			if _, err := st.Read(buf); err != nil {
+			n, err := st.Read(buf)
+			if err != nil {
 				t.Fatal(err)
 			}
-			if read++; read%(Window/8) == 0 || read == sent {
+			if read += n; read%(Window/8) == 0 || read == sent {
 				synctest.Wait()
 			}
 			for _, f := range p.took() {
@@ -128,7 +129,7 @@ func TestWindowUpdates(t *testing.T) {
 // that much and no more, whatever the size of its frames, and no other stream is
 // held up.
 func TestStoppedReader(t *testing.T) {
-	for _, size := range []int{1, 100, minRef - 1, minRef, 40_000, Window} {
+	for _, size := range []int{10, 1000, minRef - 1, minRef, 40_000, Window} {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {
 			inBubble(t, func(t *testing.T, r role) {
 				s, p := rawSession(t, r, Config{})
@@ -296,9 +297,10 @@ func TestUnreadInWriteTo(t *testing.T) {
 func TestWindowGrows(t *testing.T) {
 	const (
 		delay   = 50 * time.Millisecond
-		rate    = 100 << 20                         // bytes in a second
+		rate    = 50 << 20                          // bytes in a second
 		fill    = rate / int(time.Second/delay) * 2 // what is under way when the link is full
 		maximum = 16 << 20
+		total   = 64 << 20
 	)
 	for _, test := range []struct {
 		name            string
@@ -322,7 +324,7 @@ func TestWindowGrows(t *testing.T) {
 				stoppedA, stoppedB := streamPair(t, client, server)
 				stopped := goWrite(stoppedA, make([]byte, 1<<20))
 				go func() {
-					a.ReadFrom(io.LimitReader(zeros{}, 256<<20))
+					a.ReadFrom(io.LimitReader(zeros{}, total))
 					a.CloseWrite()
 				}()
 				start := time.Now()
@@ -333,7 +335,7 @@ func TestWindowGrows(t *testing.T) {
 				} else {
 					n, err = b.WriteTo(io.Discard)
 				}
-				if n != 256<<20 || err != nil {
+				if n != total || err != nil {
 					t.Fatalf("got %d bytes, %v", n, err)
 				}
 				took := time.Since(start)

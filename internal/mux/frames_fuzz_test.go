@@ -73,7 +73,7 @@ func fuzzFrames(t *testing.T, kind byte, input []byte) {
 	}
 	var users sync.WaitGroup
 	for range 2 {
-		st := openRaw(t, s)
+		st := openStream(t, s)
 		users.Go(func() { fuzzUse(st) })
 	}
 	users.Go(func() {

@@ -240,7 +240,7 @@ type result struct {
 
 // start accepts and opens them, and leaves a Read waiting on one and a Write on three.
 func (e *endedStreams) start(t *testing.T, s *Session) {
-	e.one, e.two, e.three = accept(t, s), accept(t, s), openRaw(t, s)
+	e.one, e.two, e.three = accept(t, s), accept(t, s), openStream(t, s)
 	e.read = goReadAll(e.one)
 	e.written = goWrite(e.three, make([]byte, Window+1))
 }
@@ -342,7 +342,7 @@ func TestTruncated(t *testing.T) {
 func testTruncated(t *testing.T, r role, piece []byte) {
 	s, p := rawSession(t, r, Config{})
 	p.send(synFrame(r.theirs(1), "one"), synFrame(r.theirs(2), "two"), finFrame(r.theirs(2)))
-	one, two, three := accept(t, s), accept(t, s), openRaw(t, s)
+	one, two, three := accept(t, s), accept(t, s), openStream(t, s)
 	reads := []chan result{goReadAll(one), goReadAll(two), goReadAll(three)}
 	if len(piece) > 0 {
 		p.send(piece)

@@ -220,8 +220,7 @@ func stuckSession(t testing.TB, r role, cfg Config) (*Session, *rawPeer) {
 	return s, p
 }
 
-// openRaw opens a stream to a raw peer, which has taken its SYN.
-func openRaw(t testing.TB, s *Session) *Stream {
+func openStream(t testing.TB, s *Session) *Stream {
 	t.Helper()
 	st, err := s.Open(nil)
 	if err != nil {

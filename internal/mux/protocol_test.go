@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 
@@ -123,19 +124,19 @@ func TestUnknownFrames(t *testing.T) {
 		p.send(synFrame(r.theirs(1), ""))
 		st := accept(t, s)
 		smuggled := dataFrame(r.theirs(1), []byte("smuggled"), fin)
-		want := ""
+		var want strings.Builder
 		for typ := frame.TypeGoAway + 1; typ < 16; typ++ {
 			for _, id := range []uint32{0, 1, r.theirs(1), r.theirs(9), maxID} {
 				for _, n := range []int{0, 1, 4, 8, len(smuggled), 1000, 100_000} {
 					body := bytes.Repeat(smuggled, n/len(smuggled)+1)[:n]
 					p.send(rawFrame(typ, frame.Flags(n)&0xf, id, body), dataFrame(r.theirs(1), []byte("."), 0))
-					want += "."
+					want.WriteString(".")
 				}
 			}
 		}
 		p.send(rawFrame(15, 0, 0, make([]byte, maxLength)), dataFrame(r.theirs(1), []byte("!"), fin))
-		want += "!"
-		if b, err := io.ReadAll(st); string(b) != want || err != nil {
+		want.WriteString("!")
+		if b, err := io.ReadAll(st); string(b) != want.String() || err != nil {
 			t.Errorf("read %q, %v", b, err)
 		}
 		p.takeNone()
@@ -156,7 +157,7 @@ func TestGoAway(t *testing.T) {
 func testGoAway(t *testing.T, r role, n int) {
 	s, p := rawSession(t, r, Config{})
 	p.send(synFrame(r.theirs(1), ""))
-	theirs, known, unknown := accept(t, s), openRaw(t, s), openRaw(t, s)
+	theirs, known, unknown := accept(t, s), openStream(t, s), openStream(t, s)
 	synctest.Wait()
 	p.took()
 
@@ -268,7 +269,7 @@ func TestRoomAgain(t *testing.T) {
 		s, p := rawSession(t, r, Config{MaxStreams: 2, Backlog: 1})
 		p.send(synFrame(r.theirs(1), ""), synFrame(r.theirs(2), "")) // no room in the backlog
 		synctest.Wait()
-		one, ours := accept(t, s), openRaw(t, s)
+		one, ours := accept(t, s), openStream(t, s)
 		if _, err := s.Open(nil); err != ErrTooManyStreams {
 			t.Errorf("Open: %v, want ErrTooManyStreams", err)
 		}
@@ -287,9 +288,9 @@ func TestRoomAgain(t *testing.T) {
 			t.Errorf("Open: %v, want ErrTooManyStreams", err)
 		}
 		readNow(t, one)
-		again := openRaw(t, s)
+		again := openStream(t, s)
 		ours.CloseWrite()
-		openRaw(t, s)
+		openStream(t, s)
 		again.Close()
 		p.send(synFrame(r.theirs(4), "four"))
 		if got := readNow(t, accept(t, s)); got != "four" {
@@ -367,7 +368,7 @@ func TestFinAndReset(t *testing.T) {
 			inBubble(t, func(t *testing.T, r role) {
 				s, p := rawSession(t, r, Config{})
 				p.send(synFrame(r.theirs(1), ""))
-				for _, st := range []*Stream{accept(t, s), openRaw(t, s)} {
+				for _, st := range []*Stream{accept(t, s), openStream(t, s)} {
 					waiting := goReadAll(st)
 					synctest.Wait()
 					p.send(test.frames(st.ID()))

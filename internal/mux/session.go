@@ -244,7 +244,7 @@ func (s *Session) readFrames() {
 				err = s.farewell
 			}
 			se := frameError(err)
-			if !known {
+			if !known && s.in.firsts > 0 {
 				se = &SessionError{se.Code, se.Remote, fmt.Errorf("%w (the peer began with %q)", se.Err, s.in.first[:s.in.firsts])}
 			}
 			s.fail(se)

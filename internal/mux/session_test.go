@@ -25,7 +25,7 @@ import (
 func TestCloseSession(t *testing.T) {
 	inBubble(t, func(t *testing.T, r role) {
 		s, p := rawSession(t, r, Config{})
-		st := openRaw(t, s)
+		st := openStream(t, s)
 		p.send(synFrame(r.theirs(1), ""))
 		accept(t, s)
 		accepted, read := make(chan error, 1), goReadAll(st)
@@ -96,7 +96,7 @@ func TestCloseStuckSession(t *testing.T) {
 				c1, c2 := net.Pipe()
 				defer c2.Close()
 				s := r.start(test.wrap(c1), Config{})
-				st := openRaw(t, s)
+				st := openStream(t, s)
 				calls := startStuckCalls(st)
 				start := time.Now()
 				closed := make(chan struct{})
@@ -289,7 +289,7 @@ func TestOnEnd(t *testing.T) {
 		}
 		var streams [5]*Stream
 		for i := range streams {
-			streams[i] = openRaw(t, s)
+			streams[i] = openStream(t, s)
 			watch(i, streams[i])
 		}
 		p.send(rstFrame(streams[0].ID(), StreamCancelled), rstFrame(streams[0].ID(), StreamCancelled))

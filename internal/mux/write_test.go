@@ -63,7 +63,7 @@ func TestWriteTimedOut(t *testing.T) {
 					if listens {
 						p.listen()
 					}
-					st := openRaw(t, s)
+					st := openStream(t, s)
 					data := pattern(5, 4*Window)
 					done := 0
 					write := func(size int, wantErr error) {
@@ -210,7 +210,7 @@ func TestTurns(t *testing.T) {
 		const crowd = 7
 		var streams []*Stream
 		for range crowd + 1 {
-			streams = append(streams, openRaw(t, s))
+			streams = append(streams, openStream(t, s))
 		}
 		// In time with the session: everything has come to rest between two frames.
 		next := func() wireFrame {
@@ -281,7 +281,7 @@ func TestCrowdHoldsLittle(t *testing.T) {
 		const crowd = 500
 		written := make(map[*Stream]chan result)
 		for range crowd {
-			st := openRaw(t, s)
+			st := openStream(t, s)
 			written[st] = goWrite(st, make([]byte, Window))
 		}
 		synctest.Wait()
@@ -305,7 +305,7 @@ func TestCrowdHoldsLittle(t *testing.T) {
 func TestReadFromSharesWindow(t *testing.T) {
 	inBubble(t, func(t *testing.T, r role) {
 		s, p := rawSession(t, r, Config{})
-		st := openRaw(t, s)
+		st := openStream(t, s)
 		data := pattern(6, Window+10_000)
 		st.Write(data[:Window-1000])
 		pr, pw := io.Pipe()
@@ -348,7 +348,7 @@ func TestReadFromSharesWindow(t *testing.T) {
 func TestReadFromErrors(t *testing.T) {
 	inBubble(t, func(t *testing.T, r role) {
 		s, p := rawSession(t, r, Config{})
-		st := openRaw(t, s)
+		st := openStream(t, s)
 		// Bytes that come with an error are sent first.
 		n, err := st.ReadFrom(dataErrReader{[]byte("last words"), io.ErrUnexpectedEOF})
 		if n != 10 || err != io.ErrUnexpectedEOF {
@@ -472,7 +472,7 @@ func TestMergedFrames(t *testing.T) {
 		defer c2.Close()
 		var streams []*Stream
 		for range 50 {
-			streams = append(streams, openRaw(t, s))
+			streams = append(streams, openStream(t, s))
 		}
 		for _, st := range streams {
 			st.Write([]byte("one"))
@@ -504,7 +504,7 @@ func (c *countedWrites) Write(p []byte) (int, error) {
 func TestFrameSizes(t *testing.T) {
 	inBubble(t, func(t *testing.T, r role) {
 		s, p := rawSession(t, r, Config{})
-		st := openRaw(t, s)
+		st := openStream(t, s)
 		p.send(wndIncFrame(st.ID(), 1<<24))
 		st.Write(make([]byte, 1<<20))
 		st.ReadFrom(bytes.NewReader(make([]byte, 1<<20)))

@@ -367,6 +367,12 @@ func (w *writer) run() {
 		if w.err != nil {
 			err := w.err
 			w.mu.Unlock()
+			// A peer that closed may have sent its last frames before. The reader takes
+			// them, and meets the end of the transport itself.
+			select {
+			case <-w.read:
+			case <-time.After(goodbyeTime):
+			}
 			w.fail(err) // which closes w
 			w.mu.Lock()
 			for !w.closing || w.busy && !w.handed {
@@ -376,6 +382,7 @@ func (w *writer) run() {
 		}
 		w.writeHandedLocked()
 	}
+	w.writeHandedLocked() // first what is queued in chunks, which a GOAWAY would overtake
 	if w.err == nil {
 		w.small = w.enc.appendGoAway(w.small, w.last, w.code)
 		w.writeHandedLocked()
