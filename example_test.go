@@ -136,7 +136,7 @@ func ExampleRegisterError() {
 
 	// Output:
 	// port_unavailable
-	// the port is not one of this relay's
+	// port 22 is not one of this relay's
 }
 
 // A relay gives out the ports that it is told to, and binds them where it is told to.

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/tcprelay/relay/internal/mux"
@@ -84,6 +85,8 @@ type Listener struct {
 	addr    net.Addr
 	closed  chan struct{} // by Close
 
+	relayGoesAway atomic.Bool // it said so
+
 	mu       sync.Mutex
 	closing  bool
 	conns    map[*Conn]struct{}
@@ -105,6 +108,9 @@ func Register(ctx context.Context, addr string, opts ...RegisterOption) (*Listen
 		backlog: defaultBacklog,
 	}
 	for _, o := range opts {
+		if o == nil {
+			continue
+		}
 		if err := o.applyRegister(&cfg); err != nil {
 			return nil, err
 		}
@@ -262,6 +268,9 @@ func (l *Listener) Accept() (net.Conn, error) {
 			if l.isClosing() {
 				return nil, l.opError("accept", net.ErrClosed)
 			}
+			if l.relayGoesAway.Load() {
+				return nil, l.opError("accept", fmt.Errorf("the relay has shut down: %w", notOurs(l.sess.Err())))
+			}
 			return nil, l.opError("accept", fmt.Errorf("lost the relay: %w", notOurs(l.sess.Err())))
 		}
 	}
@@ -402,6 +411,7 @@ func (l *Listener) readControl() {
 				l.control.Write(line)
 			}
 		case wire.Drain:
+			l.relayGoesAway.Store(true)
 			l.log.Info("the relay is going away", "addr", l.addr.String())
 		}
 	}

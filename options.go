@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/tcprelay/relay/internal/ports"
@@ -126,7 +128,8 @@ func WithPorts(first, last int) ServerOption {
 
 // WithPublicHost sets the address that public listeners bind, an IP address or a
 // name of this host; "" is all addresses. By default it is the address of the
-// listener on which the service registered, so that loopback stays loopback.
+// listener on which the service registered, so that loopback stays loopback. Whether
+// it can be bound shows when the first service registers.
 func WithPublicHost(host string) ServerOption {
 	return serverOption(func(c *serverConfig) error {
 		c.publicHost, c.publicHostSet = host, true
@@ -136,9 +139,13 @@ func WithPublicHost(host string) ServerOption {
 
 // WithAdvertisedHost sets the host that services are told in their public address.
 // By default it is the address that the public listener is bound to, and if that
-// is all addresses, the one at which the service reached the relay.
+// is all addresses, the one at which the service reached the relay. Whether clients
+// can reach it there is not checked.
 func WithAdvertisedHost(host string) ServerOption {
 	return serverOption(func(c *serverConfig) error {
+		if _, err := netip.ParseAddr(host); err != nil && strings.ContainsAny(host, ":/[] \t\r\n") {
+			return fmt.Errorf("relay: WithAdvertisedHost(%q): not a host", host)
+		}
 		c.advertisedHost = host
 		return nil
 	})

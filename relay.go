@@ -147,6 +147,9 @@ func NewServer(opts ...ServerOption) (*Server, error) {
 		done:      make(chan struct{}),
 	}
 	for _, o := range opts {
+		if o == nil {
+			continue
+		}
 		if err := o.applyServer(&s.cfg); err != nil {
 			return nil, err
 		}

@@ -338,7 +338,7 @@ func TestCounts(t *testing.T) {
 		t.Errorf("logged %v, want %v", got, want)
 	}
 	l.Close()
-	if e := log.wait(t, "service ended", 1)[0]; e.attrs["bytes_in"] != int64(500_003) || e.attrs["bytes_out"] != int64(70_001) || e.attrs["clients"] != int64(2) {
+	if e := log.wait(t, "service ended", 1)[0]; e.attrs["bytes_in"] != int64(500_003) || e.attrs["bytes_out"] != int64(70_001) || e.attrs["accepted"] != int64(2) {
 		t.Errorf("logged %+v", e)
 	}
 }

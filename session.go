@@ -160,11 +160,11 @@ func (svc *service) listen(s *Server, registration net.Listener, hello *wire.Hel
 	case errors.Is(err, ports.ErrFull):
 		return refuse(wire.CodeServerFull, "no port is free", err)
 	case errors.Is(err, ports.ErrRange):
-		return refuse(wire.CodePortUnavailable, "the port is not one of this relay's", err)
+		return refuse(wire.CodePortUnavailable, fmt.Sprintf("port %d is not one of this relay's", hello.Port), err)
 	case errors.Is(err, syscall.EADDRINUSE):
-		return refuse(wire.CodePortUnavailable, "the port is in use", err)
+		return refuse(wire.CodePortUnavailable, fmt.Sprintf("port %d is in use", hello.Port), err)
 	case err != nil:
-		return refuse(wire.CodePortUnavailable, "the relay cannot listen there", err)
+		return refuse(wire.CodePortUnavailable, "the relay cannot listen on its public host", err)
 	}
 	svc.ln = ln
 	svc.since = time.Now()
@@ -214,7 +214,7 @@ func (s *Server) add(svc *service) error {
 		return refuse(wire.CodeClosing, "the relay is going away", ErrServerClosed)
 	}
 	if s.names[svc.name] != nil {
-		return refuse(wire.CodeNameTaken, "another service has the name", fmt.Errorf("name %q is taken", svc.name))
+		return refuse(wire.CodeNameTaken, fmt.Sprintf("another service is called %q", svc.name), fmt.Errorf("name %q is taken", svc.name))
 	}
 	s.services[svc] = struct{}{}
 	s.names[svc.name] = svc
@@ -281,7 +281,7 @@ func (svc *service) refuse(ctx context.Context, err error) {
 // run serves the service until its session ends, or until it has said that it takes
 // no more clients and the last one has left.
 func (svc *service) run() {
-	svc.log.Info("registered", "remote", svc.sess.RemoteAddr().String(), "stock", svc.lines == nil)
+	svc.log.Info("registered", "remote", svc.sess.RemoteAddr().String(), "protocol", svc.protocol())
 	svc.srv.spawn(svc.acceptClients)
 	if svc.lines != nil {
 		svc.srv.spawn(svc.readControl)
@@ -298,8 +298,16 @@ func (svc *service) run() {
 	<-svc.idle // clients see the session's end
 	svc.srv.remove(svc)
 	info := svc.info()
-	svc.log.Info("service ended", "clients", info.Accepted, "refused", info.Refused,
+	svc.log.Info("service ended", "accepted", info.Accepted, "refused", info.Refused,
 		"bytes_in", info.BytesIn, "bytes_out", info.BytesOut, "err", err)
+}
+
+// protocol names what the service speaks, for the log.
+func (svc *service) protocol() string {
+	if svc.lines == nil {
+		return "muxado"
+	}
+	return "relay"
 }
 
 // readControl handles what the service says until it says no more.

@@ -17,6 +17,9 @@ import (
 func main() {
 	at := flag.String("relay", "127.0.0.1:8080", "`address` of the relay")
 	flag.Parse()
+	if flag.NArg() > 0 {
+		log.Fatalf("unexpected argument %q", flag.Arg(0))
+	}
 
 	ln, err := relay.Register(context.Background(), *at)
 	if err != nil {

@@ -31,13 +31,28 @@ func main() {
 	to := flag.String("to", "127.0.0.1:3000", "local `address` that clients are carried to")
 	port := flag.Int("port", 0, "public port to ask for (default: the relay chooses)")
 	name := flag.String("name", "", "name of the service at the relay")
+	flag.Usage = usage
 	flag.Parse()
+	if flag.NArg() > 0 {
+		fmt.Fprintf(os.Stderr, "forward: unexpected argument %q\n", flag.Arg(0))
+		usage()
+		os.Exit(2)
+	}
 
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
 	if err := run(log, *at, *to, relay.WithPort(*port), relay.WithName(*name)); err != nil {
 		log.Error("forward failed", "err", err)
 		os.Exit(1)
 	}
+}
+
+func usage() {
+	fmt.Fprint(os.Stderr, `Forward registers at a relay and carries each client to a local TCP address.
+
+	forward -relay 127.0.0.1:8080 -to 127.0.0.1:3000 -port 8081
+
+`)
+	flag.PrintDefaults()
 }
 
 func run(log *slog.Logger, at, to string, opts ...relay.RegisterOption) error {
@@ -48,11 +63,11 @@ func run(log *slog.Logger, at, to string, opts ...relay.RegisterOption) error {
 		return err
 	}
 	fmt.Println(ln.Addr())
-	context.AfterFunc(ctx, func() {
+	defer context.AfterFunc(ctx, func() {
 		stop() // a second signal ends the program
 		log.Info("stopping")
 		ln.Close()
-	})
+	})()
 
 	var clients sync.WaitGroup
 	defer clients.Wait()

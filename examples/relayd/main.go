@@ -29,13 +29,28 @@ func main() {
 	public := flag.String("public", "", "`host` that public ports are bound to (default: that of -listen)")
 	advertise := flag.String("advertise", "", "`host` that services are told in their public address (default: where the port is bound)")
 	drain := flag.Duration("drain", 30*time.Second, "how long clients may go on after a signal to stop")
+	flag.Usage = usage
 	flag.Parse()
+	if flag.NArg() > 0 || *drain < 0 {
+		fmt.Fprintf(os.Stderr, "relayd: unexpected arguments or a negative -drain: %q\n", os.Args[1:])
+		usage()
+		os.Exit(2)
+	}
 
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
 	if err := run(log, *listen, *ports, *public, *advertise, *drain); err != nil {
 		log.Error("relayd failed", "err", err)
 		os.Exit(1)
 	}
+}
+
+func usage() {
+	fmt.Fprint(os.Stderr, `Relayd is a relay: services register at -listen and get a public port each.
+
+	relayd -listen 127.0.0.1:8080 -ports 8081-8180
+
+`)
+	flag.PrintDefaults()
 }
 
 func run(log *slog.Logger, listen, ports, public, advertise string, drain time.Duration) error {
@@ -70,7 +85,7 @@ func run(log *slog.Logger, listen, ports, public, advertise string, drain time.D
 		return err
 	}
 	if err := <-drained; err != nil {
-		log.Warn("clients were cut off", "err", err)
+		log.Warn("clients that were still connected were cut off", "after", drain)
 	}
 	log.Info("stopped")
 	return nil

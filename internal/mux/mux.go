@@ -122,9 +122,9 @@ type StreamError struct {
 
 func (e *StreamError) Error() string {
 	if e.Remote {
-		return "mux: stream reset by peer: " + e.Code.String()
+		return "stream reset by peer: " + e.Code.String()
 	}
-	return "mux: stream reset: " + e.Code.String()
+	return "stream reset: " + e.Code.String()
 }
 
 // Is reports that e is a connection reset.
@@ -144,16 +144,21 @@ func (e *SessionError) Error() string {
 		who = " by peer"
 	}
 	if e.Code == NoError {
-		return fmt.Sprintf("mux: session ended%s: %v", who, e.Err)
+		return fmt.Sprintf("session ended%s: %v", who, e.Err)
 	}
-	return fmt.Sprintf("mux: session ended%s: %v: %v", who, e.Code, e.Err)
+	return fmt.Sprintf("session ended%s: %v: %v", who, e.Code, e.Err)
 }
 
 func (e *SessionError) Unwrap() error { return e.Err }
 
 // errTransportEOF stands for the end of the transport. It is not io.EOF, so that
 // no stream's reader takes the loss of a session for the end of its bytes.
-var errTransportEOF = fmt.Errorf("the peer closed the transport: %w", io.ErrUnexpectedEOF)
+var errTransportEOF error = transportEOF{}
+
+type transportEOF struct{}
+
+func (transportEOF) Error() string { return "the peer closed the connection" }
+func (transportEOF) Unwrap() error { return io.ErrUnexpectedEOF }
 
 var errWindow = errors.New("window exceeded")
 

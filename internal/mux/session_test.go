@@ -487,13 +487,13 @@ func useStream(st *Stream, seed int) {
 // TestCodes prints what the errors say, which users see in their logs.
 func TestCodes(t *testing.T) {
 	for want, err := range map[string]error{
-		"mux: stream reset by peer: stream refused":             &StreamError{StreamRefused, true},
-		"mux: stream reset: enhance your calm":                  &StreamError{EnhanceYourCalm, false},
-		"mux: stream reset by peer: code 77":                    &StreamError{Code(77), true},
-		"mux: session ended: EOF":                               &SessionError{Err: io.EOF},
-		"mux: session ended by peer: protocol error: EOF":       &SessionError{ProtocolError, true, io.EOF},
-		"mux: session ended: flow control error: short write":   &SessionError{FlowControlError, false, io.ErrShortWrite},
-		"mux: session ended by peer: accept queue full: closed": &SessionError{AcceptQueueFull, true, errors.New("closed")},
+		"stream reset by peer: stream refused":             &StreamError{StreamRefused, true},
+		"stream reset: enhance your calm":                  &StreamError{EnhanceYourCalm, false},
+		"stream reset by peer: code 77":                    &StreamError{Code(77), true},
+		"session ended: EOF":                               &SessionError{Err: io.EOF},
+		"session ended by peer: protocol error: EOF":       &SessionError{ProtocolError, true, io.EOF},
+		"session ended: flow control error: short write":   &SessionError{FlowControlError, false, io.ErrShortWrite},
+		"session ended by peer: accept queue full: closed": &SessionError{AcceptQueueFull, true, errors.New("closed")},
 	} {
 		if got := fmt.Sprint(err); got != want {
 			t.Errorf("%q, want %q", got, want)
