@@ -31,6 +31,8 @@ const (
 	CodeNotRelay Code = "not_relay"
 	// CodeTimeout: no answer in time, be it the context's or ten seconds.
 	CodeTimeout Code = "timeout"
+	// CodeCanceled: the context was canceled.
+	CodeCanceled Code = "canceled"
 
 	// The others are the relay's answers.
 
@@ -73,6 +75,16 @@ func (e *RegisterError) Unwrap() error { return e.Err }
 // Timeout reports whether there was no answer in time.
 func (e *RegisterError) Timeout() bool { return e.Code == CodeTimeout }
 
+// Temporary is Timeout. It makes a RegisterError a net.Error.
+func (e *RegisterError) Temporary() bool { return e.Timeout() }
+
+// Is makes a timeout match os.ErrDeadlineExceeded, whosever deadline it was.
+func (e *RegisterError) Is(target error) bool {
+	return target == os.ErrDeadlineExceeded && e.Timeout()
+}
+
+var _ net.Error = (*RegisterError)(nil)
+
 // A Listener accepts the clients of a service's public address. It is a
 // net.Listener; its methods may be called from any goroutine.
 //
@@ -84,6 +96,7 @@ type Listener struct {
 	lines   *wire.Reader // of control
 	addr    net.Addr
 	closed  chan struct{} // by Close
+	done    chan struct{} // by readControl, at the end of the session
 
 	relayGoesAway atomic.Bool // it said so
 
@@ -145,6 +158,7 @@ func register(ctx context.Context, addr string, cfg *registerConfig) (*Listener,
 		log:    cfg.log,
 		sess:   mux.Client(conn, mux.Config{Backlog: cfg.backlog}),
 		closed: make(chan struct{}),
+		done:   make(chan struct{}),
 		conns:  make(map[*Conn]struct{}),
 	}
 	l.sess.EnableStop()
@@ -173,6 +187,9 @@ func register(ctx context.Context, addr string, cfg *registerConfig) (*Listener,
 func registerError(ctx context.Context, code Code, err error) *RegisterError {
 	if ctx.Err() != nil {
 		err = context.Cause(ctx)
+	}
+	if ctx.Err() == context.Canceled {
+		code = CodeCanceled
 	}
 	if ctx.Err() == context.DeadlineExceeded || errors.Is(err, os.ErrDeadlineExceeded) {
 		code = CodeTimeout // a dialer may see a deadline before ctx does
@@ -214,10 +231,14 @@ func (l *Listener) sayHello(ctx context.Context, hello wire.Hello) (*wire.Reply,
 	if l.control, err = l.sess.Open(line); err != nil {
 		return nil, err
 	}
-	defer cutShort(ctx, l.control)()
+	stop := cutShort(ctx, l.control)
 	l.lines = wire.NewReader(l.control)
 	var reply wire.Reply
-	if err := l.lines.Read(&reply); err != nil {
+	err = l.lines.Read(&reply)
+	if late := stop(); late != nil {
+		err = late
+	}
+	if err != nil {
 		return nil, err
 	}
 	if reply.Error == nil && reply.Version != wire.Version {
@@ -226,7 +247,8 @@ func (l *Listener) sayHello(ctx context.Context, hello wire.Hello) (*wire.Reply,
 	return &reply, nil
 }
 
-// hostAddr is a public address whose host is a name.
+// hostAddr is a public address whose host is a name, or the unknown one of a client
+// that a relay could not tell.
 type hostAddr string
 
 func (hostAddr) Network() string  { return "tcp" }
@@ -348,6 +370,12 @@ func (l *Listener) Close() error {
 	return nil
 }
 
+// Done is closed when the session with the relay has ended: it was lost, or Close was
+// called, every accepted connection closed, and all that was written to them taken by
+// the clients' side. A program that exits before then may cut off its last answers, so
+// wait for Done after http.Server.Shutdown.
+func (l *Listener) Done() <-chan struct{} { return l.done }
+
 // resetWaiting resets the clients that nobody will accept: those that wait, and one
 // that was being taken in. It ends with the session.
 func (l *Listener) resetWaiting() {
@@ -415,6 +443,7 @@ func (l *Listener) readControl() {
 			l.log.Info("the relay is going away", "addr", l.addr.String())
 		}
 	}
+	defer close(l.done)
 	<-l.sess.Done()
 	l.sess.Close()
 	if !l.isClosing() {

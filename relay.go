@@ -122,10 +122,10 @@ type Server struct {
 	cfg serverConfig
 
 	mu        sync.Mutex
-	listeners map[net.Listener]struct{}
-	pending   map[net.Conn]struct{} // registering
-	services  map[*service]struct{} // with a public listener or clients
-	names     map[string]*service   // with a public listener
+	listeners map[*net.Listener]struct{} // by pointer: what users pass may not be comparable
+	pending   map[*net.Conn]struct{}     // registering
+	services  map[*service]struct{}      // with a public listener or clients
+	names     map[string]*service        // with a public listener and a name of their own
 	closing   bool
 
 	done chan struct{}  // closed when closing is set
@@ -140,8 +140,8 @@ func NewServer(opts ...ServerOption) (*Server, error) {
 			log:   slog.New(slog.DiscardHandler),
 			ports: new(ports.Pool),
 		},
-		listeners: make(map[net.Listener]struct{}),
-		pending:   make(map[net.Conn]struct{}),
+		listeners: make(map[*net.Listener]struct{}),
+		pending:   make(map[*net.Conn]struct{}),
 		services:  make(map[*service]struct{}),
 		names:     make(map[string]*service),
 		done:      make(chan struct{}),
@@ -172,10 +172,10 @@ func (s *Server) ListenAndServe(addr string) error {
 // and is ErrServerClosed after Shutdown or Close.
 func (s *Server) Serve(ln net.Listener) error {
 	defer ln.Close()
-	if !s.track(ln) {
+	if !s.track(&ln) {
 		return ErrServerClosed
 	}
-	defer s.untrack(ln)
+	defer s.untrack(&ln)
 	s.cfg.log.Info("listening", "addr", ln.Addr().String())
 	return s.acceptLoop(ln, func(conn net.Conn) {
 		s.handleRegistration(ln, conn)
@@ -238,7 +238,7 @@ func (s *Server) isClosing() bool {
 	return s.closing
 }
 
-func (s *Server) track(ln net.Listener) bool {
+func (s *Server) track(ln *net.Listener) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closing {
@@ -248,7 +248,7 @@ func (s *Server) track(ln net.Listener) bool {
 	return true
 }
 
-func (s *Server) untrack(ln net.Listener) {
+func (s *Server) untrack(ln *net.Listener) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.listeners, ln)
@@ -257,14 +257,14 @@ func (s *Server) untrack(ln net.Listener) {
 // handleRegistration runs a connection to a registration listener, from the
 // handshake to the end of the service that it registers.
 func (s *Server) handleRegistration(ln net.Listener, conn net.Conn) {
-	if !s.setPending(conn, true) {
+	if !s.setPending(&conn, true) {
 		conn.Close()
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), handshakeTimeout)
 	defer cancel()
 	svc, err := s.register(ctx, ln, conn)
-	s.setPending(conn, false)
+	s.setPending(&conn, false)
 	if err != nil {
 		s.cfg.log.Warn("registration failed", "remote", conn.RemoteAddr().String(), "err", err)
 		return
@@ -273,7 +273,7 @@ func (s *Server) handleRegistration(ln net.Listener, conn net.Conn) {
 	svc.run()
 }
 
-func (s *Server) setPending(conn net.Conn, is bool) bool {
+func (s *Server) setPending(conn *net.Conn, is bool) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !is {
@@ -302,11 +302,13 @@ func (s *Server) tlsServer(ctx context.Context, conn net.Conn) (net.Conn, error)
 // services, and waits until their clients have left; then it ends their sessions.
 // If ctx ends first it does what Close does and returns ctx's error.
 func (s *Server) Shutdown(ctx context.Context) error {
+	var told sync.WaitGroup
 	for _, svc := range s.stopListening() {
-		svc.drain()
+		told.Go(svc.drain)
 	}
 	done := make(chan struct{})
 	go func() {
+		told.Wait()
 		s.wg.Wait()
 		close(done)
 	}()
@@ -342,10 +344,10 @@ func (s *Server) stopListening() []*service {
 		close(s.done)
 	}
 	for ln := range s.listeners {
-		ln.Close()
+		(*ln).Close()
 	}
 	for conn := range s.pending {
-		conn.Close()
+		(*conn).Close()
 	}
 	all := make([]*service, 0, len(s.services))
 	for svc := range s.services {
@@ -357,17 +359,26 @@ func (s *Server) stopListening() []*service {
 // ErrNoService is what Disconnect returns for a name that no service has.
 var ErrNoService = errors.New("relay: no service of that name")
 
-// Disconnect ends the session of the named service, which resets its clients. Its
-// name and port are free when it returns.
+// Disconnect ends the session of the named service, and of earlier ones of that name
+// that are draining, which resets their clients. Name and port are free when it
+// returns.
 func (s *Server) Disconnect(name string) error {
+	var named []*service
 	s.mu.Lock()
-	svc := s.names[name]
+	for svc := range s.services {
+		if svc.name == name {
+			named = append(named, svc)
+		}
+	}
 	s.mu.Unlock()
-	if svc == nil {
+	if named == nil {
 		return ErrNoService
 	}
-	svc.stopAccepting()
-	svc.cutOff()
+	for _, svc := range named {
+		svc.stopAccepting()
+		svc.cutOff()
+		s.remove(svc)
+	}
 	return nil
 }
 

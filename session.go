@@ -11,7 +11,6 @@ import (
 	"slices"
 	"strconv"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/tcprelay/relay/internal/join"
@@ -24,6 +23,10 @@ import (
 // hanging up does not overtake the reply.
 const refusalTime = 2 * time.Second
 
+// drainNotice is how long a service that takes nothing may delay being told that the
+// relay goes away.
+const drainNotice = time.Second
+
 // A service is one registration: a session with the app, and a public listener
 // whose clients are each a stream of it.
 //
@@ -33,6 +36,7 @@ type service struct {
 	srv     *Server
 	log     *slog.Logger
 	name    string
+	named   bool   // by itself; otherwise name is addr
 	addr    string // the public address, as the service was told
 	since   time.Time
 	sess    *mux.Session
@@ -117,10 +121,13 @@ func (svc *service) readHello(ctx context.Context) (*wire.Hello, error) {
 		return nil, fmt.Errorf("no control stream: %w", context.Cause(ctx))
 	}
 	svc.sess.ForbidStreams()
-	defer cutShort(ctx, svc.control)()
+	stop := cutShort(ctx, svc.control)
 	svc.lines = wire.NewReader(svc.control)
 	var hello wire.Hello
 	err := svc.lines.Read(&hello)
+	if late := stop(); late != nil {
+		err = late
+	}
 	var syntax *wire.SyntaxError
 	switch {
 	case err == io.EOF:
@@ -143,10 +150,16 @@ func (svc *service) readHello(ctx context.Context) (*wire.Hello, error) {
 	return &hello, nil
 }
 
-// cutShort ends reads and writes of st when ctx ends, until the function that it
-// returns is called.
-func cutShort(ctx context.Context, st *mux.Stream) (stop func() bool) {
-	return context.AfterFunc(ctx, func() { st.SetDeadline(time.Unix(1, 0)) })
+// cutShort has reads and writes of st end when ctx ends, until the function that it
+// returns is called. That one reports ctx's error if it came first.
+func cutShort(ctx context.Context, st *mux.Stream) (stop func() error) {
+	after := context.AfterFunc(ctx, func() { st.SetDeadline(time.Unix(1, 0)) })
+	return func() error {
+		if after() {
+			return nil
+		}
+		return context.Cause(ctx)
+	}
 }
 
 // listen opens the public listener and enters the service in the server's books.
@@ -161,7 +174,7 @@ func (svc *service) listen(s *Server, registration net.Listener, hello *wire.Hel
 		return refuse(wire.CodeServerFull, "no port is free", err)
 	case errors.Is(err, ports.ErrRange):
 		return refuse(wire.CodePortUnavailable, fmt.Sprintf("port %d is not one of this relay's", hello.Port), err)
-	case errors.Is(err, syscall.EADDRINUSE):
+	case errors.Is(err, ports.ErrInUse):
 		return refuse(wire.CodePortUnavailable, fmt.Sprintf("port %d is in use", hello.Port), err)
 	case err != nil:
 		return refuse(wire.CodePortUnavailable, "the relay cannot listen on its public host", err)
@@ -170,6 +183,7 @@ func (svc *service) listen(s *Server, registration net.Listener, hello *wire.Hel
 	svc.since = time.Now()
 	svc.addr = net.JoinHostPort(s.advertisedHost(ln, svc.sess), strconv.Itoa(ln.Addr().(*net.TCPAddr).Port))
 	svc.name = cmp.Or(hello.Name, svc.addr)
+	svc.named = hello.Name != ""
 	svc.log = s.cfg.log.With("service", svc.name, "addr", svc.addr)
 	if err := s.add(svc); err != nil {
 		ln.Close()
@@ -213,10 +227,14 @@ func (s *Server) add(svc *service) error {
 	if s.closing {
 		return refuse(wire.CodeClosing, "the relay is going away", ErrServerClosed)
 	}
+	s.services[svc] = struct{}{}
+	if !svc.named {
+		return nil
+	}
 	if s.names[svc.name] != nil {
+		delete(s.services, svc)
 		return refuse(wire.CodeNameTaken, fmt.Sprintf("another service is called %q", svc.name), fmt.Errorf("name %q is taken", svc.name))
 	}
-	s.services[svc] = struct{}{}
 	s.names[svc.name] = svc
 	return nil
 }
@@ -238,14 +256,19 @@ func (s *Server) freeName(svc *service) {
 // reply tells the service its public address: in a line of JSON, and a stock client
 // as plain text.
 func (svc *service) reply(ctx context.Context) error {
-	defer cutShort(ctx, svc.control)()
+	stop := cutShort(ctx, svc.control)
+	var err error
 	if svc.lines == nil {
-		if _, err := io.WriteString(svc.control, svc.addr); err != nil {
-			return err
+		if _, err = io.WriteString(svc.control, svc.addr); err == nil {
+			err = svc.control.Close()
 		}
-		return svc.control.Close()
+	} else {
+		err = svc.say(wire.Reply{Version: wire.Version, Address: svc.addr})
 	}
-	return svc.say(wire.Reply{Version: wire.Version, Address: svc.addr})
+	if late := stop(); late != nil {
+		return late
+	}
+	return err
 }
 
 func (svc *service) say(v any) error {
@@ -289,6 +312,7 @@ func (svc *service) run() {
 	select {
 	case <-svc.sess.Done():
 	case <-svc.idle:
+		svc.sess.Finish() // what clients sent last may still be on its way
 	case <-svc.sess.Accepting():
 		svc.sess.CloseWithError(mux.ProtocolError, errors.New("the service opened a stream"))
 	}
@@ -338,8 +362,9 @@ func (svc *service) readControl() {
 // for it.
 func (svc *service) drain() {
 	if svc.lines != nil {
-		// The line may have to wait for the service. The session's end ends that.
-		go svc.say(wire.Control{Type: wire.Drain})
+		svc.control.SetWriteDeadline(time.Now().Add(drainNotice))
+		svc.say(wire.Control{Type: wire.Drain})
+		svc.control.SetWriteDeadline(time.Time{})
 	}
 	svc.stopAccepting()
 }
@@ -371,6 +396,9 @@ func (svc *service) acceptClients() {
 // carry opens a stream for a client and carries its bytes until both are done.
 func (svc *service) carry(conn *net.TCPConn) {
 	c, err := svc.open(conn)
+	if errors.Is(err, mux.ErrStreamsExhausted) {
+		svc.stopAccepting() // the app hears of it when the last client has left
+	}
 	if err != nil {
 		hangUp(conn)
 		svc.log.Warn("client refused", "client", conn.RemoteAddr().String(), "err", err)

@@ -18,7 +18,6 @@ import (
 	"net"
 	"os"
 	"os/signal"
-	"sync"
 	"syscall"
 	"time"
 
@@ -69,17 +68,16 @@ func run(log *slog.Logger, at, to string, opts ...relay.RegisterOption) error {
 		ln.Close()
 	})()
 
-	var clients sync.WaitGroup
-	defer clients.Wait()
 	for {
 		c, err := ln.Accept()
 		if errors.Is(err, net.ErrClosed) {
+			<-ln.Done() // until the clients have what was sent to them
 			return nil
 		}
 		if err != nil {
 			return err
 		}
-		clients.Go(func() { carry(log, c.(*relay.Conn), to) })
+		go carry(log, c.(*relay.Conn), to)
 	}
 }
 

@@ -54,6 +54,7 @@ func Join(c Conn, st Stream) error {
 	up.Wait()
 	st.Close()
 	c.Close()
+	j.once.Do(func() {}) // streamEnded may be about to set err
 	return j.err
 }
 

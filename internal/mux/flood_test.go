@@ -74,7 +74,8 @@ func TestFlood(t *testing.T) {
 func TestCalm(t *testing.T) {
 	for _, test := range emptyFrames {
 		t.Run(test.name, func(t *testing.T) {
-			inBubble(t, func(t *testing.T, r role) {
+			synctest.Test(t, func(t *testing.T) {
+				r := roles[0]
 				_, p, open := floodedSession(t, r)
 				time.Sleep(time.Hour) // which earns no more than a burst
 				for range 10 {
@@ -97,19 +98,22 @@ func TestWindowIncEachByte(t *testing.T) {
 		s, p := rawSession(t, r, Config{})
 		p.send(synFrame(r.theirs(1), ""))
 		st := accept(t, s)
+		const total = 3 * calmBurst
 		for range 2 {
-			if n, err := st.Write(make([]byte, Window)); n != Window || err != nil {
+			if n, err := st.Write(make([]byte, total)); n != total || err != nil {
 				t.Fatalf("Write: %d, %v", n, err)
 			}
 			synctest.Wait()
-			if n := len(payload(p.took(), st.ID())); n != Window {
+			if n := len(payload(p.took(), st.ID())); n != total {
 				t.Fatalf("the peer got %d bytes", n)
 			}
-			p.send(bytes.Repeat(wndIncFrame(st.ID(), 1), Window))
+			p.send(bytes.Repeat(wndIncFrame(st.ID(), 1), total))
 			synctest.Wait()
 		}
 		// And while the writer waits for them.
-		const total = Window + 30_000
+		st.Write(make([]byte, Window-calmBurst))
+		synctest.Wait()
+		p.took()
 		written := goWrite(st, make([]byte, total))
 		for acked := 0; acked < total; {
 			synctest.Wait()
@@ -161,7 +165,8 @@ func TestManyShortStreams(t *testing.T) {
 
 // TestOverflow ends a session whose peer asks for replies and reads none.
 func TestOverflow(t *testing.T) {
-	inBubble(t, func(t *testing.T, r role) {
+	synctest.Test(t, func(t *testing.T) {
+		r := roles[1]
 		s, p := stuckSession(t, r, Config{})
 		s.RefuseStreams()
 		st := openStream(t, s)

@@ -56,7 +56,7 @@ type Config struct {
 	// when the sender is seen to wait for it. Default 16 MiB; never below Window.
 	MaxWindow int
 	// MaxUnread bounds the bytes received and not yet read, over all streams.
-	// When they exceed it, the stream that holds most is reset with
+	// When they exceed it, a stream whose reader has stood still is reset with
 	// EnhanceYourCalm. Default 256 MiB.
 	MaxUnread int
 }

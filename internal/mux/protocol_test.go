@@ -369,9 +369,17 @@ func TestFinAndReset(t *testing.T) {
 				s, p := rawSession(t, r, Config{})
 				p.send(synFrame(r.theirs(1), ""))
 				for _, st := range []*Stream{accept(t, s), openStream(t, s)} {
-					waiting := goReadAll(st)
+					// A reader that waits may take the FIN before the RST has come.
+					var waiting chan result
+					if !strings.HasPrefix(test.name, "FIN, RST") {
+						waiting = goReadAll(st)
+					}
 					synctest.Wait()
 					p.send(test.frames(st.ID()))
+					synctest.Wait()
+					if waiting == nil {
+						waiting = goReadAll(st)
+					}
 					got := <-waiting
 					if got.err == nil {
 						got.err = io.EOF

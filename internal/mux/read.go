@@ -142,6 +142,7 @@ func (st *Stream) popLocked(n int) {
 // releases the lock.
 func (st *Stream) consumedUnlock(n int) {
 	st.received += int64(n)
+	st.lastRead.Store(st.s.reads.Add(1))
 	st.unread.Add(int64(-n))
 	st.s.unread.Add(int64(-n))
 	update := false
@@ -182,6 +183,7 @@ func (st *Stream) WriteTo(w io.Writer) (total int64, err error) {
 		total += n
 
 		st.mu.Lock()
+		st.received -= out.size - n // what w did not take is dropped, not read
 		st.consumedUnlock(int(out.size))
 		if err != nil {
 			return total, err

@@ -29,6 +29,7 @@ type Session struct {
 
 	stop    atomic.Bool  // the peer knows RST after FIN; see EnableStop
 	unread  atomic.Int64 // bytes received and not yet consumed
+	reads   atomic.Int64 // counts reads of streams: the clock of Stream.lastRead
 	grown   atomic.Int64 // by how much receive windows have grown beyond Window
 	refused atomic.Int64
 
@@ -161,17 +162,26 @@ func (s *Session) Err() error {
 	return s.err
 }
 
-// Close ends the session and its streams, and closes the transport. It returns
-// when the session's goroutines are gone.
+// Close ends the session and its streams, and closes the transport, at once but for
+// a moment in which what is queued may still leave. It returns when the session's
+// goroutines are gone.
 func (s *Session) Close() error {
-	s.fail(&SessionError{Err: net.ErrClosed})
-	s.wg.Wait()
+	s.CloseWithError(NoError, net.ErrClosed)
 	return nil
 }
 
 // CloseWithError is Close for a given reason, which the peer gets the code of.
 func (s *Session) CloseWithError(code Code, err error) {
 	s.fail(&SessionError{Code: code, Err: err})
+	s.out.hurry()
+	s.wg.Wait()
+}
+
+// Finish ends the session when there is nothing left to do but to deliver: it sends
+// all that is queued, however long that takes, and waits until the peer has closed
+// the transport. Close cuts it short.
+func (s *Session) Finish() {
+	s.end(&SessionError{Err: net.ErrClosed}, true)
 	s.wg.Wait()
 }
 
@@ -183,7 +193,9 @@ func (s *Session) RemoteAddr() net.Addr { return s.conn.RemoteAddr() }
 
 // fail ends the session. The first error stands. It does not wait for the
 // session's goroutines, and they call it too.
-func (s *Session) fail(err error) {
+func (s *Session) fail(err error) { s.end(err, false) }
+
+func (s *Session) end(err error, patient bool) {
 	se, ok := err.(*SessionError)
 	if !ok {
 		se = &SessionError{Err: err}
@@ -207,6 +219,9 @@ func (s *Session) fail(err error) {
 		code = NoError
 	}
 	s.out.close(last, code)
+	if !patient {
+		s.out.hurry()
+	}
 }
 
 // remove takes a stream that is over on the wire out of the table.
@@ -405,7 +420,7 @@ func (s *Session) receive(st *Stream, n int, fin bool) error {
 		n -= len(b)
 		st.deliver(s.in.c, b)
 		if s.unread.Load() > int64(s.cfg.MaxUnread) {
-			s.shedLargest()
+			s.shed()
 		}
 	}
 	if fin {
@@ -416,20 +431,27 @@ func (s *Session) receive(st *Stream, n int, fin bool) error {
 	return nil
 }
 
-// shedLargest resets the stream that holds most unread bytes. There is one with at
-// least its share of the session's limit, so this is rare however many there are.
-func (s *Session) shedLargest() {
+// shed resets the stream whose reader has stood still for longest, of those that hold
+// a good part of what one may on average: a reader that keeps up can hold more for a
+// moment than one that has stopped. There is always one, so this is rare.
+func (s *Session) shed() {
 	s.mu.Lock()
-	var largest *Stream
-	most := int64(0)
+	var victim *Stream
+	var since, holds int64
+	enough := int64(s.cfg.MaxUnread / (2 * max(1, len(s.streams))))
 	for _, st := range s.streams {
-		if n := st.unread.Load(); n > most {
-			largest, most = st, n
+		n, t := st.unread.Load(), st.lastRead.Load()
+		if st.shed.Load() || n <= enough {
+			continue
+		}
+		if victim == nil || t < since || t == since && n > holds {
+			victim, since, holds = st, t, n
 		}
 	}
 	s.mu.Unlock()
-	if largest != nil {
-		largest.abort(EnhanceYourCalm, &StreamError{Code: EnhanceYourCalm})
+	if victim != nil {
+		victim.shed.Store(true) // its bytes may stay counted while WriteTo writes them
+		victim.abort(EnhanceYourCalm, &StreamError{Code: EnhanceYourCalm})
 	}
 }
 

@@ -21,7 +21,9 @@ type Stream struct {
 	id     uint32
 	frames int // chunks in the writer; guarded by writer.mu
 
-	unread atomic.Int64 // bytes in segs, and those that WriteTo is writing
+	unread   atomic.Int64 // bytes in segs, and those that WriteTo is writing
+	lastRead atomic.Int64 // when bytes were consumed last, in reads of the session
+	shed     atomic.Bool  // to keep the session within its limit
 
 	mu       sync.Mutex
 	readable sync.Cond // bytes, an error or a deadline for the readers
@@ -54,6 +56,7 @@ type Stream struct {
 func newStream(s *Session, id uint32) *Stream {
 	st := &Stream{s: s, id: id, send: Window}
 	st.window.init()
+	st.lastRead.Store(s.reads.Load())
 	st.readable.L = &st.mu
 	st.writable.L = &st.mu
 	return st
@@ -170,7 +173,9 @@ func (st *Stream) Close() error {
 	}
 	if st.abrupt {
 		st.mu.Unlock()
-		st.abort(StreamReset, net.ErrClosed)
+		if !st.abort(StreamReset, net.ErrClosed) {
+			return net.ErrClosed // another Close was faster
+		}
 		return nil
 	}
 	st.closed = true
@@ -193,12 +198,13 @@ func (st *Stream) Close() error {
 	return nil
 }
 
-// abort resets the stream, and closes it for its user if err is net.ErrClosed.
-func (st *Stream) abort(code Code, err error) {
+// abort resets the stream, and closes it for its user if err is net.ErrClosed. It
+// reports false if it was closed already.
+func (st *Stream) abort(code Code, err error) bool {
 	st.mu.Lock()
 	if st.closed {
 		st.mu.Unlock()
-		return
+		return false
 	}
 	var onEnd func(error)
 	if err == net.ErrClosed {
@@ -222,6 +228,7 @@ func (st *Stream) abort(code Code, err error) {
 	if onEnd != nil {
 		onEnd(err)
 	}
+	return true
 }
 
 // OnEnd has f called once, with the error that writers get, when the peer or the

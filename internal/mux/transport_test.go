@@ -99,6 +99,11 @@ func (c *lineConn) Close() error {
 	return nil
 }
 
+func (c *lineConn) CloseWrite() error {
+	c.out.close(&c.out.writerGone)
+	return nil
+}
+
 func (c *lineConn) LocalAddr() net.Addr              { return lineAddr{} }
 func (c *lineConn) RemoteAddr() net.Addr             { return lineAddr{} }
 func (c *lineConn) SetDeadline(time.Time) error      { return os.ErrNoDeadline }

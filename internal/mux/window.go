@@ -64,7 +64,7 @@ func (st *Stream) windowSpent() {
 	inc := 0
 	if w.watching && w.edge <= 0 {
 		w.watching = false
-		if w.edge == 0 && w.left > 0 && !st.reset && w.readerKeepsUp(st) {
+		if w.edge == 0 && w.left > 0 && !st.reset && !st.finRecv && w.readerKeepsUp(st) {
 			inc = w.grow(st)
 			w.left += inc
 		}

@@ -162,7 +162,7 @@ func TestOrder(t *testing.T) {
 			defer all.Wait()
 			for seed := range 4 {
 				a, b := streamPair(t, client, server)
-				data := pattern(seed, 3<<20)
+				data := pattern(seed, 2<<20)
 				all.Go(func() {
 					rnd := rand.New(rand.NewPCG(uint64(seed), 0))
 					for rest := data; len(rest) > 0; {
@@ -233,7 +233,7 @@ func TestTurns(t *testing.T) {
 		sent := make(map[uint32]int)
 		last := make(map[uint32]int) // the round of each one's last frame
 		since := -1                  // bytes of others since the word was said
-		const rounds = 2000
+		const rounds = 1000
 		for round := range rounds {
 			if round%50 == 49 {
 				synctest.Wait()
@@ -288,7 +288,9 @@ func TestCrowdHoldsLittle(t *testing.T) {
 		s.out.mu.Lock()
 		queued := s.out.bulk
 		s.out.mu.Unlock()
-		if most := 4<<20 + crowd*streamFrames*4<<10; queued > most {
+		// Twice that, because a writer that was told its room a moment ago may not have
+		// queued its frame yet. Without the tiers it would be 62 MiB.
+		if most := 2 * (4<<20 + crowd*streamFrames*2<<10); queued > most {
 			t.Errorf("%d streams queued %d bytes, more than %d", crowd, queued, most)
 		}
 		s.Close()

@@ -71,7 +71,8 @@ type writer struct {
 	closing    bool  // nothing more is queued
 	last       uint32
 	code       Code        // of the final GOAWAY
-	kill       *time.Timer // cuts the goodbye short
+	kill       *time.Timer // cuts the goodbye short; nil before hurry
+	over       bool        // the flusher has ended
 
 	// The batch; it belongs to who made the writer busy.
 	spare  []byte // small's other buffer
@@ -192,7 +193,8 @@ func (w *writer) takesLocked() bool {
 
 // room reports how large a frame of st may be queued now, 0 if it has to wait.
 // The more waits in all, the smaller the frames, so that a crowd of streams on a
-// slow transport neither holds much memory nor makes the others wait long.
+// slow transport neither holds much memory nor makes the others wait long. It is a
+// guide, not a reservation: the frame counts when it is queued.
 func (w *writer) room(st *Stream) int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -204,7 +206,7 @@ func (w *writer) room(st *Stream) int {
 	case w.bulk < 4<<20:
 		return 16<<10 - headerSize
 	}
-	return 4<<10 - headerSize
+	return 2<<10 - headerSize
 }
 
 // flush sends what is queued unless somebody does already. It does not wait for
@@ -398,7 +400,12 @@ func (w *writer) run() {
 		<-w.read
 	}
 	w.conn.Close()
-	w.kill.Stop()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.over = true
+	if w.kill != nil {
+		w.kill.Stop()
+	}
 }
 
 // writeHandedLocked writes until nothing is left, and then frees the writer.
@@ -420,14 +427,22 @@ func (w *writer) writeHandedLocked() {
 	w.busy, w.handed = false, w.err != nil
 }
 
-// close lets the flusher send what is queued and a GOAWAY, within goodbyeTime, and
-// close the transport. It does not wait for it.
+// close lets the flusher send what is queued and a GOAWAY, and close the transport
+// when the peer has or hurry's time is up. It does not wait for it.
 func (w *writer) close(last uint32, code Code) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.closing, w.last, w.code = true, last, code
-	w.kill = time.AfterFunc(goodbyeTime, func() { hardClose(w.conn) })
 	w.wake.Signal()
+}
+
+// hurry gives the goodbye goodbyeTime from now.
+func (w *writer) hurry() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.closing && !w.over && w.kill == nil {
+		w.kill = time.AfterFunc(goodbyeTime, func() { hardClose(w.conn) })
+	}
 }
 
 // hardClose closes conn without a word. Closing a tls.Conn sends an alert first,

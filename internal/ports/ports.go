@@ -13,6 +13,7 @@ import (
 // Errors of Listen, wrapped.
 var (
 	ErrRange = errors.New("port outside the relay's range")
+	ErrInUse = errors.New("port in use")
 	ErrFull  = errors.New("no port of the relay's range is free")
 )
 
@@ -41,6 +42,7 @@ func (p *Pool) Listen(host string, want int) (net.Listener, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	n := p.Last - p.First + 1
+	var other error // of a port that cannot be had for another reason
 	for i := range n {
 		at := (p.next + i) % n
 		ln, err := listen(host, p.First+at)
@@ -48,13 +50,24 @@ func (p *Pool) Listen(host string, want int) (net.Listener, error) {
 			p.next = (at + 1) % n
 			return ln, nil
 		}
-		if !errors.Is(err, syscall.EADDRINUSE) {
-			return nil, err
+		if !errors.Is(err, ErrInUse) && other == nil {
+			other = err
 		}
+	}
+	if other != nil {
+		return nil, other
 	}
 	return nil, fmt.Errorf("ports %d to %d: %w", p.First, p.Last, ErrFull)
 }
 
 func listen(host string, port int) (net.Listener, error) {
-	return net.Listen("tcp", net.JoinHostPort(host, strconv.Itoa(port)))
+	ln, err := net.Listen("tcp", net.JoinHostPort(host, strconv.Itoa(port)))
+	if errors.Is(err, syscall.EADDRINUSE) || errors.Is(err, wsaEADDRINUSE) {
+		err = fmt.Errorf("%w: %w", ErrInUse, err)
+	}
+	return ln, err
 }
+
+// wsaEADDRINUSE is what Windows says, whose syscall.EADDRINUSE is an invention of the
+// syscall package.
+const wsaEADDRINUSE = syscall.Errno(10048)
