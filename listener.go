@@ -286,7 +286,7 @@ func (l *Listener) Accept() (net.Conn, error) {
 				l.log.Warn("client refused", "err", err)
 			}
 		case <-l.closed:
-		case <-l.sess.Done():
+		case <-l.done: // and the relay's last words were heard
 			if l.isClosing() {
 				return nil, l.opError("accept", net.ErrClosed)
 			}

@@ -494,6 +494,7 @@ func TestAcceptAfterSessionLost(t *testing.T) {
 		if e := log.wait(t, "lost the relay", 1)[0]; e.level != slog.LevelWarn || e.attrs["err"] == nil {
 			t.Errorf("logged %+v", e)
 		}
+		within(t, "Done", l.Done())
 		if err := l.Close(); err != nil {
 			t.Errorf("Close: %v", err)
 		}

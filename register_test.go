@@ -1,6 +1,7 @@
 package relay_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -172,15 +173,18 @@ func TestRegisterName(t *testing.T) {
 	}
 }
 
-// A name that is given out is not one that a service without a name had by its
-// address, and the other way round.
+// A service without a name goes by its address, whoever has that for a name.
 func TestRegisterNameLikeAddress(t *testing.T) {
-	first := freePorts(t, 1)
-	srv, addr := startRelay(t, relay.WithPorts(first, first))
-	name := net.JoinHostPort("127.0.0.1", strconv.Itoa(first))
-	l := register(t, addr, relay.WithName(name))
-	if got := serviceNames(srv); !slices.Equal(got, []string{name}) || l.Addr().String() != name {
-		t.Errorf("services %q at %v", got, l.Addr())
+	first := freePorts(t, 2)
+	srv, addr := startRelay(t, relay.WithPorts(first, first+1))
+	second := net.JoinHostPort("127.0.0.1", strconv.Itoa(first+1))
+	a := register(t, addr, relay.WithName(second))
+	b := register(t, addr)
+	if port(a) != first || b.Addr().String() != second {
+		t.Fatalf("at %v and %v", a.Addr(), b.Addr())
+	}
+	if got := serviceNames(srv); !slices.Equal(got, []string{second, second}) {
+		t.Errorf("services %q", got)
 	}
 }
 
@@ -415,11 +419,64 @@ func TestInMemory(t *testing.T) {
 	if got := srv.Services()[0]; got.Name != "in memory" || got.Remote == "" {
 		t.Errorf("service %+v", got)
 	}
-	l.Close()
-	eventually(t, "the service's end", func() bool {
-		s := srv.Services()
-		return len(s) == 0 || len(s[0].Clients) == 3
-	})
+	if err := srv.Disconnect("in memory"); err != nil {
+		t.Error(err)
+	}
+}
+
+// Sessions end in order over any transport.
+func TestEndOfSession(t *testing.T) {
+	plain, withTLS := listenInMemory(), listenInMemory()
+	srv, err := relay.NewServer()
+	if err != nil {
+		t.Fatal(err)
+	}
+	secure, err := relay.NewServer(relay.WithTLSConfig(relayTLS()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	serveOn(t, srv, plain)
+	serveOn(t, secure, withTLS)
+	addr, secureAddr := serve(t, srv, "127.0.0.1:0"), serve(t, secure, "127.0.0.1:0")
+	useTLS := relay.WithTLSConfig(clientTLS())
+	for name, opts := range map[string][]relay.RegisterOption{
+		"TCP":            {},
+		"TLS":            {useTLS},
+		"in memory":      {relay.WithDialer(plain.dial)},
+		"TLS, in memory": {relay.WithDialer(withTLS.dial), useTLS},
+	} {
+		t.Run(name, func(t *testing.T) {
+			srv, addr := srv, addr
+			if len(opts) > 0 && strings.HasPrefix(name, "TLS") {
+				srv, addr = secure, secureAddr
+			}
+			check := nothingLeft(t)
+			for range 5 {
+				l := register(t, addr, opts...)
+				client, app := dial(t, l), accept(t, l)
+				go io.Copy(io.Discard, app)
+				want := randomBytes(100_000)
+				if _, err := app.Write(want); err != nil {
+					t.Fatal(err)
+				}
+				l.Close()
+				select {
+				case <-l.Done():
+					t.Error("the session ended before the last conn")
+				default:
+				}
+				app.Close()
+				// The app may be gone now. What it wrote is the client's.
+				within(t, "the session's end", l.Done())
+				eventually(t, "no service", func() bool { return len(srv.Services()) == 0 })
+				if got, err := io.ReadAll(client); err != nil || !bytes.Equal(got, want) {
+					t.Errorf("the client reads %d bytes, %v", len(got), err)
+				}
+				client.Close()
+			}
+			check()
+		})
+	}
 }
 
 func TestOptions(t *testing.T) {

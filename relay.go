@@ -263,7 +263,7 @@ func (s *Server) handleRegistration(ln net.Listener, conn net.Conn) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), handshakeTimeout)
 	defer cancel()
-	svc, err := s.register(ctx, ln, conn)
+	svc, err := s.register(ctx, ln, &conn)
 	s.setPending(&conn, false)
 	if err != nil {
 		s.cfg.log.Warn("registration failed", "remote", conn.RemoteAddr().String(), "err", err)

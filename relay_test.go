@@ -624,11 +624,20 @@ func TestDisconnect(t *testing.T) {
 		t.Errorf("Accept: %v", err)
 	}
 	echoes(t, otherClient)
-	go serveEcho(again)
-	echoes(t, dial(t, again))
+	// Those that are draining too.
+	live, liveApp := dial(t, again), accept(t, again)
+	sendAndExpect(t, live, liveApp)
+	again.Close()
+	eventually(t, "the service draining", func() bool { return srv.Services()[0].Draining })
+	register(t, addr, relay.WithName("gone"))
+	sendAndExpect(t, live, liveApp)
 	if err := srv.Disconnect("gone"); err != nil {
 		t.Error(err)
 	}
+	if got := serviceNames(srv); !slices.Equal(got, []string{"other"}) {
+		t.Errorf("services %q", got)
+	}
+	expectReset(t, live)
 	if err := srv.Disconnect("gone"); err != relay.ErrNoService {
 		t.Errorf("Disconnect a second time: %v", err)
 	}

@@ -41,8 +41,10 @@ type service struct {
 	since   time.Time
 	sess    *mux.Session
 	control *mux.Stream
-	lines   *wire.Reader // of control; nil for a stock muxado client
-	ln      net.Listener // public
+	lines   *wire.Reader  // of control; nil for a stock muxado client
+	ln      net.Listener  // public
+	pending *net.Conn     // its key in the server's book of those registering
+	replied chan struct{} // closed when the service was told its address
 
 	mu       sync.Mutex
 	clients  map[*client]struct{}
@@ -70,22 +72,26 @@ func (c *client) counts() (in, out int64) {
 }
 
 // register takes a connection through TLS, the hello and the reply, and leaves a
-// service with a public listener. It owns conn.
-func (s *Server) register(ctx context.Context, ln net.Listener, conn net.Conn) (*service, error) {
-	conn, err := s.tlsServer(ctx, conn)
+// service with a public listener. It owns the connection, which is pending until the
+// service is in the books.
+func (s *Server) register(ctx context.Context, ln net.Listener, pending *net.Conn) (*service, error) {
+	conn, err := s.tlsServer(ctx, *pending)
 	if err != nil {
 		return nil, err
 	}
 	// Room for the control stream, and for one more that comes with it: run makes a
 	// protocol error of that one too.
 	sess := mux.Server(conn, mux.Config{Backlog: 2})
-	svc := &service{srv: s, sess: sess, clients: make(map[*client]struct{}), idle: make(chan struct{})}
+	svc := &service{srv: s, sess: sess, pending: pending,
+		clients: make(map[*client]struct{}), idle: make(chan struct{}), replied: make(chan struct{})}
 	hello, err := svc.readHello(ctx)
 	if err == nil {
 		err = svc.listen(s, ln, hello)
 	}
 	if err == nil {
-		if err = svc.reply(ctx); err != nil {
+		err = svc.reply(ctx)
+		close(svc.replied)
+		if err != nil {
 			svc.stopAccepting()
 			s.remove(svc)
 		}
@@ -228,6 +234,7 @@ func (s *Server) add(svc *service) error {
 		return refuse(wire.CodeClosing, "the relay is going away", ErrServerClosed)
 	}
 	s.services[svc] = struct{}{}
+	delete(s.pending, svc.pending) // from here on it is drained, not dropped
 	if !svc.named {
 		return nil
 	}
@@ -352,7 +359,9 @@ func (svc *service) readControl() {
 			return
 		}
 		if err != nil {
-			svc.sess.CloseWithError(mux.ProtocolError, fmt.Errorf("control stream: %w", err))
+			if svc.sess.Err() == nil { // otherwise it has ended, perhaps taking its time
+				svc.sess.CloseWithError(mux.ProtocolError, fmt.Errorf("control stream: %w", err))
+			}
 			return
 		}
 	}
@@ -361,6 +370,7 @@ func (svc *service) readControl() {
 // drain tells the service that the relay is going away, and takes no more clients
 // for it.
 func (svc *service) drain() {
+	<-svc.replied // so that the reply comes first
 	if svc.lines != nil {
 		svc.control.SetWriteDeadline(time.Now().Add(drainNotice))
 		svc.say(wire.Control{Type: wire.Drain})

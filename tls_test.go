@@ -129,15 +129,13 @@ func TestTLSRefused(t *testing.T) {
 		{"TLS 1.2 at most", oldest, func(err error) bool { return true }},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			var log logbook
-			srv, addr := startRelay(t, relay.WithTLSConfig(relayTLS()), relay.WithLogger(log.logger()))
-			log.wait(t, "listening", 1)
+			srv, addr, log := startLogged(t, relay.WithTLSConfig(relayTLS()))
 			check := nothingLeft(t)
 			_, err := relay.Register(t.Context(), addr, relay.WithTLSConfig(tt.config))
 			if code(err) != relay.CodeTLS || !tt.is(err) {
 				t.Errorf("Register: %v", err)
 			}
-			expectRefusalLogged(t, srv, &log)
+			expectRefusalLogged(t, srv, log)
 			check()
 		})
 	}
@@ -176,36 +174,32 @@ func TestTLS12(t *testing.T) {
 
 func TestMutualTLS(t *testing.T) {
 	config := relayTLS()
-	config.ClientAuth = tls.RequireAndVerifyClientCert
-	config.ClientCAs = theCerts().pool
+	config.ClientAuth, config.ClientCAs = tls.RequireAndVerifyClientCert, theCerts().pool
 	known := clientTLS()
 	known.Certificates = []tls.Certificate{theCerts().client}
 	wrong := clientTLS()
 	wrong.Certificates = []tls.Certificate{theCerts().relay} // not one of a client
-	_, addr := startRelay(t, relay.WithTLSConfig(config))
-	l := register(t, addr, relay.WithTLSConfig(known))
-	go serveEcho(l)
-	echoes(t, dial(t, l))
 
 	// In TLS 1.3 the client's side of the handshake is over before the relay has
 	// looked at its certificate.
-	for name, config := range map[string]*tls.Config{"no certificate": clientTLS(), "a wrong one": wrong} {
-		var log logbook
-		config2 := relayTLS()
-		config2.ClientAuth, config2.ClientCAs = tls.RequireAndVerifyClientCert, theCerts().pool
-		srv, addr := startRelay(t, relay.WithTLSConfig(config2), relay.WithLogger(log.logger()))
-		log.wait(t, "listening", 1)
-		check := nothingLeft(t)
-		for range 20 {
-			if _, err := relay.Register(t.Context(), addr, relay.WithTLSConfig(config)); code(err) != relay.CodeTLS {
-				t.Errorf("%s: %v", name, err)
+	for name, bad := range map[string]*tls.Config{"no certificate": clientTLS(), "a wrong one": wrong} {
+		t.Run(name, func(t *testing.T) {
+			srv, addr, log := startLogged(t, relay.WithTLSConfig(config))
+			check := nothingLeft(t)
+			const n = 20
+			for range n {
+				_, err := relay.Register(t.Context(), addr, relay.WithTLSConfig(bad))
+				expectRegisterError(t, err, addr, relay.CodeTLS)
 			}
-		}
-		log.wait(t, "registration failed", 20)
-		if all := log.with(""); len(all) != 21 || len(srv.Services()) != 0 {
-			t.Errorf("%s: logged %+v", name, all)
-		}
-		check()
+			log.wait(t, "registration failed", n)
+			if all := log.with(""); len(all) != n+1 || len(srv.Services()) != 0 {
+				t.Errorf("logged %+v", all)
+			}
+			check()
+			l := register(t, addr, relay.WithTLSConfig(known))
+			go serveEcho(l)
+			echoes(t, dial(t, l))
+		})
 	}
 }
 
@@ -221,14 +215,12 @@ func TestTLSOneSide(t *testing.T) {
 		{"app", nil, []relay.RegisterOption{relay.WithTLSConfig(clientTLS())}, relay.CodeTLS},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			var log logbook
-			srv, addr := startRelay(t, append(tt.server, relay.WithLogger(log.logger()))...)
-			log.wait(t, "listening", 1)
+			srv, addr, log := startLogged(t, tt.server...)
 			check := nothingLeft(t)
 			if _, err := relay.Register(t.Context(), addr, tt.app...); code(err) != tt.want {
 				t.Errorf("Register: %v", err)
 			}
-			expectRefusalLogged(t, srv, &log)
+			expectRefusalLogged(t, srv, log)
 			check()
 		})
 	}

@@ -63,8 +63,8 @@ func (c *conduct) check(t testing.TB, r role, peer *conduct, maxWindow int64) {
 	for i, f := range c.frames {
 		bad := func(why string) { t.Errorf("frame %d of the %s, %v: %s", i, r.name, f, why) }
 		ours := f.id&1 == r.odd
-		if gone && (f.typ != frame.TypeData || f.flags&syn != 0) {
-			bad("behind a GOAWAY, where only the rest of open streams may be")
+		if gone {
+			bad("behind a GOAWAY")
 		}
 		if f.id > maxID {
 			bad("top bit")

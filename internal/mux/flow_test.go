@@ -201,8 +201,9 @@ func heldBy(st *Stream) (n int) {
 	return n
 }
 
-// TestShedLargest exceeds what a session may hold unread. The stream that holds most
-// is reset, on both ends, and the others keep what they have.
+// TestShedLargest exceeds what a session may hold unread where no reader ever read.
+// The stream that holds most is reset, on both ends, and the others keep what they
+// have.
 func TestShedLargest(t *testing.T) {
 	inBubble(t, func(t *testing.T, r role) {
 		s, p := rawSession(t, r, Config{MaxUnread: 300_000})
@@ -248,6 +249,71 @@ func TestShedLargest(t *testing.T) {
 	})
 }
 
+// TestShedStandingStill exceeds what a session may hold unread where some readers read.
+// The one that has not for longest is reset, unless it holds little, although others
+// hold more; and then the next, even if the bytes of the first are still held.
+func TestShedStandingStill(t *testing.T) {
+	inBubble(t, func(t *testing.T, r role) {
+		s, p := rawSession(t, r, Config{MaxUnread: 300_000})
+		var streams []*Stream
+		for n, size := range []int{1000, 90_000, 91_000, 100_000} {
+			id := r.theirs(n + 1)
+			p.send(synFrame(id, ""), dataFrame(id, pattern(n, size), 0))
+			streams = append(streams, accept(t, s))
+		}
+		var calls [4]int
+		for i, st := range streams {
+			st.OnEnd(func(error) { calls[i]++ })
+		}
+		// A stream that the peer has reset holds its bytes as any other does.
+		p.send(rstFrame(streams[1].ID(), StreamReset))
+		synctest.Wait()
+		// Streams 3 and 4 are read, first the one and then the other. The reader of the
+		// second hands its bytes on to somebody who does not take them.
+		_, pw := io.Pipe()
+		copied := make(chan error, 1)
+		go func() {
+			_, err := streams[1].WriteTo(pw)
+			copied <- err
+		}()
+		synctest.Wait()
+		for _, st := range streams[2:] {
+			io.ReadFull(st, make([]byte, 100))
+		}
+		shed := func() (n int) {
+			for i, st := range streams {
+				if _, err := st.Write(nil); sameError(err, &StreamError{Code: EnhanceYourCalm}) {
+					n |= 1 << i
+				}
+			}
+			return n
+		}
+		for _, want := range []int{1 << 1, 1<<1 | 1<<2} {
+			p.send(dataFrame(streams[3].ID(), make([]byte, max(1, 300_001-int(s.unread.Load()))), 0))
+			synctest.Wait()
+			if got := shed(); got != want {
+				t.Errorf("shed are %04b, want %04b", got, want)
+			}
+		}
+		if calls != [4]int{0, 1, 1, 0} {
+			t.Errorf("OnEnd was called %v times", calls)
+		}
+		if frames := p.took(); len(frames) != 1 || !frames[0].is(rstFrame(streams[2].ID(), EnhanceYourCalm)) {
+			t.Errorf("the session sent %v", frames)
+		}
+		pw.CloseWithError(io.ErrShortWrite)
+		if err := <-copied; err == nil {
+			t.Error("WriteTo made a clean end of a stream that was shed")
+		}
+		for _, st := range streams {
+			st.Close()
+		}
+		if n := s.unread.Load(); n != 0 {
+			t.Errorf("%d bytes count as unread when all streams are closed", n)
+		}
+	})
+}
+
 // TestUnreadInWriteTo counts as unread what WriteTo has and its writer did not take
 // yet, and no longer when it did.
 func TestUnreadInWriteTo(t *testing.T) {
@@ -282,6 +348,9 @@ func TestUnreadInWriteTo(t *testing.T) {
 		}
 		if n := s.unread.Load(); n != 0 {
 			t.Errorf("%d bytes count as unread behind a writer that failed", n)
+		}
+		if _, n := st.Counts(); n != Window {
+			t.Errorf("Counts says %d bytes were received, the writer took %d", n, Window)
 		}
 		p.send(dataFrame(st.ID(), []byte("even more"), 0))
 		synctest.Wait()

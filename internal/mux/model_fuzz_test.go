@@ -73,7 +73,6 @@ type model struct {
 	scarce   bool // streams may be refused or shed
 	ends     []*modelEnd
 	byID     map[uint32]*modelEnd // of the end that opened the stream
-	late     []*modelEnd          // whose other end was not accepted yet
 	users    sync.WaitGroup
 
 	mu       sync.Mutex

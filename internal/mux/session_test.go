@@ -58,10 +58,8 @@ func TestCloseSession(t *testing.T) {
 		if !bytes.Equal(payload(frames, st.ID()), data) {
 			t.Error("what was written before Close did not arrive")
 		}
-		// Which may come before the bytes, so that the peer gets it in any case.
-		goodbye := goAwayFrame(r.theirs(1), NoError, "")
-		if !slices.ContainsFunc(frames, func(f wireFrame) bool { return f.is(goodbye) }) || p.err != io.EOF {
-			t.Errorf("the session ended with %v, and %v", frames, p.err)
+		if last := frames[len(frames)-1]; !last.is(goAwayFrame(r.theirs(1), NoError, "")) || p.err != io.EOF {
+			t.Errorf("the session ended with %v, and %v", last, p.err)
 		}
 		for range 2 { // again, and at once
 			var all sync.WaitGroup
@@ -156,6 +154,118 @@ func TestCloseWithError(t *testing.T) {
 		if f := p.takeOne(); !f.is(goAwayFrame(0, EnhanceYourCalm, "")) {
 			t.Errorf("the session sent %v", f)
 		}
+	})
+}
+
+// TestFinish ends a session that has all the time it needs: to say what is queued on
+// a transport that is stuck for long, and to wait until the peer has closed it.
+func TestFinish(t *testing.T) {
+	inBubble(t, func(t *testing.T, r role) {
+		c1, c2 := newLine(lineConfig{room: 1})
+		s, p := r.start(c1, Config{}), newRawPeer(t, c2)
+		st := openStream(t, s)
+		data := pattern(1, 100_000)
+		st.Write(data)
+		st.CloseWrite()
+		read := goReadAll(st)
+		finished := make(chan struct{})
+		go func() {
+			s.Finish()
+			checkNoGoroutines(t)
+			close(finished)
+		}()
+		time.Sleep(time.Hour)
+		if err := sessionError(t, s); err.Code != NoError || err.Remote || !errors.Is(err, net.ErrClosed) {
+			t.Errorf("the session ended with %+v", err)
+		}
+		if got := <-read; got.err != s.Err() {
+			t.Errorf("the Read under way: %v", got.err)
+		}
+		p.listen()
+		<-p.done
+		frames := p.took()
+		if !bytes.Equal(payload(frames, st.ID()), data) {
+			t.Error("what was written before Finish did not arrive")
+		}
+		if last := frames[len(frames)-1]; !last.is(goAwayFrame(0, NoError, "")) || p.err != io.EOF {
+			t.Errorf("the session ended with %v, and %v", last, p.err)
+		}
+		// Whatever the peer has still under way is passed over.
+		p.sendSlowly(slices.Concat(synFrame(r.theirs(1), "late"), dataFrame(r.theirs(1), []byte("late"), fin),
+			dataFrame(st.ID(), []byte("late"), fin), wndIncFrame(st.ID(), 1), rstFrame(st.ID(), StreamReset)))
+		time.Sleep(time.Hour)
+		select {
+		case <-finished:
+			t.Error("Finish did not wait for the peer")
+		default:
+		}
+		c2.Close()
+		<-finished
+	})
+}
+
+// TestFinishCutShort ends the patience of Finish in its three ways, on a transport that
+// is stuck and on one where only the peer's end is waited for.
+func TestFinishCutShort(t *testing.T) {
+	for _, listens := range []bool{false, true} {
+		for _, test := range []struct {
+			name   string
+			end    func(*Session, *rawPeer)
+			within time.Duration
+		}{
+			{"Close", func(s *Session, _ *rawPeer) { go s.Close() }, goodbyeTime},
+			{"CloseWithError", func(s *Session, _ *rawPeer) { go s.CloseWithError(InternalError, io.ErrNoProgress) }, goodbyeTime},
+			{"loss of the transport", func(_ *Session, p *rawPeer) { p.conn.Close() }, goodbyeTime},
+		} {
+			t.Run(fmt.Sprintf("listens=%v/%s", listens, test.name), func(t *testing.T) {
+				inBubble(t, func(t *testing.T, r role) {
+					c1, c2 := newLine(lineConfig{room: 1})
+					s, p := r.start(c1, Config{}), newRawPeer(t, c2)
+					defer c2.Close()
+					if listens {
+						p.listen()
+					}
+					openStream(t, s)
+					finished := make(chan struct{})
+					go func() {
+						s.Finish()
+						close(finished)
+					}()
+					time.Sleep(time.Hour)
+					start := time.Now()
+					test.end(s, p)
+					<-finished
+					if took := time.Since(start); took > test.within {
+						t.Errorf("it took %v", took)
+					}
+					if err := sessionError(t, s); !errors.Is(err, net.ErrClosed) {
+						t.Errorf("the session ended with %+v", err)
+					}
+				})
+			})
+		}
+	}
+}
+
+// TestFailedWriteHidesNothing has a transport whose Write fails while the peer's last
+// frames are still under way. They count, and so does what they say of the end.
+func TestFailedWriteHidesNothing(t *testing.T) {
+	inBubble(t, func(t *testing.T, r role) {
+		c1, c2 := net.Pipe()
+		s, p := r.start(&brokenConn{Conn: c1, write: io.ErrClosedPipe}, Config{}), newRawPeer(t, c2)
+		st := openStream(t, s)
+		read := goReadAll(st)
+		time.Sleep(goodbyeTime / 2)
+		p.send(dataFrame(st.ID(), []byte("last words"), fin), goAwayFrame(st.ID(), EnhanceYourCalm, ""))
+		c2.Close()
+		<-s.Done()
+		if got := <-read; string(got.b) != "last words" || got.err != nil {
+			t.Errorf("read %q, %v", got.b, got.err)
+		}
+		if err := sessionError(t, s); err.Code != EnhanceYourCalm || !err.Remote {
+			t.Errorf("the session ended with %+v", err)
+		}
+		s.Close()
 	})
 }
 
@@ -319,7 +429,7 @@ func TestOnEnd(t *testing.T) {
 		if errs[1] != s.Err() || errs[4] != s.Err() {
 			t.Errorf("OnEnd got %v and %v, want %v", errs[1], errs[4], s.Err())
 		}
-		watch(4, streams[4])
+		watch(4, streams[4]) // another function
 		if got := calls[4].Load(); got != 2 {
 			t.Errorf("OnEnd of a stream that has ended did not call at once")
 		}

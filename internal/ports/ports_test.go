@@ -79,3 +79,36 @@ func TestAnyPort(t *testing.T) {
 		t.Errorf("one in use: %v", err)
 	}
 }
+
+// A port that cannot be listened on for another reason than that it is in use is passed
+// over too. Of the ports there are only one past the last is sure to be such.
+func TestPassedOver(t *testing.T) {
+	const none = 65536
+	first := freeRange(t)
+	p := &Pool{First: first, Last: none, next: none - first}
+	ln, err := p.Listen("127.0.0.1", 0)
+	if err != nil || port(ln) != first {
+		t.Fatalf("behind one that cannot be had: %v, %v", ln, err)
+	}
+	ln.Close()
+	// It is the reason why none was had, and not that the range is full.
+	p = &Pool{First: none, Last: none + 1}
+	if _, err := p.Listen("127.0.0.1", 0); err == nil || errors.Is(err, ErrFull) || errors.Is(err, ErrInUse) {
+		t.Errorf("none that can be had: %v", err)
+	}
+}
+
+func TestInUse(t *testing.T) {
+	var p Pool
+	ln, err := p.Listen("127.0.0.1", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	if _, err := p.Listen("127.0.0.1", port(ln)); !errors.Is(err, ErrInUse) || !errors.Is(err, syscall.EADDRINUSE) {
+		t.Errorf("one in use: %v", err)
+	}
+	if _, err := p.Listen("203.0.113.7", 0); err == nil || errors.Is(err, ErrInUse) { // for documentation
+		t.Errorf("a host that is not here: %v", err)
+	}
+}
