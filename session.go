@@ -233,16 +233,14 @@ func (s *Server) add(svc *service) error {
 	if s.closing {
 		return refuse(wire.CodeClosing, "the relay is going away", ErrServerClosed)
 	}
-	s.services[svc] = struct{}{}
-	delete(s.pending, svc.pending) // from here on it is drained, not dropped
-	if !svc.named {
-		return nil
-	}
-	if s.names[svc.name] != nil {
-		delete(s.services, svc)
+	if svc.named && s.names[svc.name] != nil {
 		return refuse(wire.CodeNameTaken, fmt.Sprintf("another service is called %q", svc.name), fmt.Errorf("name %q is taken", svc.name))
 	}
-	s.names[svc.name] = svc
+	if svc.named {
+		s.names[svc.name] = svc
+	}
+	s.services[svc] = struct{}{}
+	delete(s.pending, svc.pending) // from here on it is drained, not dropped
 	return nil
 }
 
