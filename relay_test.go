@@ -408,7 +408,7 @@ func TestServeAfterClose(t *testing.T) {
 		"Close":    (*relay.Server).Close,
 		"Shutdown": func(s *relay.Server) error { return s.Shutdown(t.Context()) },
 	} {
-		srv, addr := startRelay(t)
+		srv, addr, _ := startLogged(t) // so that Serve has begun
 		if err := end(srv); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}

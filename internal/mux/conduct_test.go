@@ -54,7 +54,7 @@ func (c *conduct) add(f wireFrame) {
 
 // check fails the test for every frame that a session of role r should not have sent
 // to a peer that has sent what peer holds.
-func (c *conduct) check(t testing.TB, r role, peer *conduct, maxWindow int64) {
+func (c *conduct) check(t testing.TB, r role, peer *conduct, maxWindow int) {
 	t.Helper()
 	last := r.ours(0)
 	finished := make(map[uint32]bool)
@@ -96,7 +96,7 @@ func (c *conduct) check(t testing.TB, r role, peer *conduct, maxWindow int64) {
 			}
 		case frame.TypeWndInc:
 			given[f.id] += int64(f.number(0))
-			if f.number(0) == 0 || given[f.id] > peer.data[f.id]+maxWindow-Window {
+			if f.number(0) == 0 || given[f.id] > peer.data[f.id]+int64(maxWindow-Window) {
 				bad("gives what it has not got")
 			}
 		case frame.TypeRst:

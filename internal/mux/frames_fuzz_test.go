@@ -58,8 +58,9 @@ func fuzzFrames(t *testing.T, kind byte, input []byte) {
 	}
 	cfg := Config{}
 	if kind&4 != 0 {
-		cfg = Config{Backlog: 1, MaxStreams: 3, MaxUnread: Window}
+		cfg = Config{Backlog: 1, MaxStreams: 3, MaxUnread: Window, MaxWindow: Window}
 	}
+	cfg.setDefaults()
 	c1, c2 := net.Pipe()
 	s, p := r.start(c1, cfg), newRawPeer(t, c2)
 	if kind&8 != 0 {
@@ -114,7 +115,7 @@ func fuzzFrames(t *testing.T, kind byte, input []byte) {
 	for _, f := range p.took() {
 		got.add(f)
 	}
-	got.check(t, r, conductOf(frames), 16<<20)
+	got.check(t, r, conductOf(frames), cfg.MaxWindow)
 	if ended && kind&16 == 0 && err.Code != NoError && !slices.ContainsFunc(got.frames, func(f wireFrame) bool {
 		return f.typ == frame.TypeGoAway && f.number(1) == uint32(err.Code)
 	}) {

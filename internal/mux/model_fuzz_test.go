@@ -24,11 +24,11 @@ func FuzzModel(f *testing.F) {
 	for op := range byte(opCount) {
 		all = append(all, byte(opOpen), op, op, 3*op)
 	}
-	for kind := range byte(32) {
+	for kind := range byte(64) {
 		f.Add(append([]byte{kind}, all...))
 	}
-	const stop, line = 1, 2
-	for _, kind := range []byte{0, stop, line, stop | line} {
+	const stop, line, narrow, fixed = 1, 2, 16, 32
+	for _, kind := range []byte{0, stop, line, stop | line, line | narrow, stop | line | narrow, fixed, stop | line | fixed} {
 		// Both directions full; a half-close behind them; the other end closes.
 		f.Add([]byte{kind, opOpen, 0, opSettle, 0, opWrite, 0xf0, opWrite, 0xf1, opCloseWrite, 0, opClose, 1})
 		// A stopped reader, its stream reset; others go on.
@@ -37,6 +37,11 @@ func FuzzModel(f *testing.F) {
 		f.Add([]byte{kind, opOpen, 0, opSettle, 0, opPause, 1, opWriteDeadline, 0x40, opWrite, 0xf0, opSleep, 200, opWrite, 0x80, opResume, 1, opReadDeadline, 0x41, opSleep, 100})
 		// Closed behind data that the transport has not taken.
 		f.Add([]byte{kind, opOpen, 0, opSettle, 0, opReadFrom, 0xf0, opClose, 0, opWrite, 0xf1, opOpen, 1, opLose, 0})
+		f.Add([]byte{kind, opOpen, 0, opSettle, 0, opWrite, 0xf0, opWrite, 0x10, opSettle, 0, opWrite, 0x10, opCloseWrite, 0})
+		// Closed by the reader, with bytes unread, and a whole window of them.
+		f.Add([]byte{kind, opOpen, 0, opSettle, 0, opPause, 1, opWrite, 0xf0, opSleep, 200, opClose, 1})
+		// More than a window, several times over.
+		f.Add([]byte{kind, opOpen, 1, opSettle, 0, opWrite, 0xf0, opWrite, 0xf0, opReadFrom, 0xf0, opWrite, 0xf0, opWrite, 0xf1, opReadFrom, 0xf1})
 	}
 	f.Fuzz(func(t *testing.T, program []byte) {
 		if len(program) == 0 || len(program) > 400 {
@@ -109,7 +114,9 @@ func runModel(t *testing.T, kind byte, program []byte) {
 	m := &model{t: t, stop: kind&1 != 0, byID: make(map[uint32]*modelEnd)}
 	c1, c2 := net.Pipe()
 	if kind&2 != 0 {
-		c1, c2 = newLine(lineConfig{delay: 10 * time.Millisecond, rate: 10 << 20, piece: []int{0, 1000}[kind>>4&1]})
+		c1, c2 = newLine(lineConfig{
+			delay: 50 * time.Millisecond, rate: 10 << 20, room: []int{1 << 20, 10_000}[kind>>4&1], piece: []int{0, 1000}[kind>>4&1],
+		})
 	}
 	cfg := Config{}
 	if kind&4 != 0 {
@@ -117,6 +124,9 @@ func runModel(t *testing.T, kind byte, program []byte) {
 	}
 	if kind&8 != 0 {
 		m.scarce, cfg.MaxUnread = true, Window
+	}
+	if kind&32 != 0 {
+		cfg.MaxWindow = Window
 	}
 	taps := [2]*tapConn{{Conn: c1}, {Conn: c2}}
 	m.sessions = [2]*Session{Client(taps[0], cfg), Server(taps[1], cfg)}
@@ -138,8 +148,9 @@ func runModel(t *testing.T, kind byte, program []byte) {
 	}
 	m.finish()
 	sent := [2]*conduct{conductOf(taps[0].written()), conductOf(taps[1].written())}
-	sent[0].check(t, roles[0], sent[1], 16<<20)
-	sent[1].check(t, roles[1], sent[0], 16<<20)
+	cfg.setDefaults()
+	sent[0].check(t, roles[0], sent[1], cfg.MaxWindow)
+	sent[1].check(t, roles[1], sent[0], cfg.MaxWindow)
 }
 
 // size is from 0 to a good deal more than a window.
