@@ -2,6 +2,7 @@ package relay_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -634,11 +635,29 @@ func TestErrorForm(t *testing.T) {
 
 // When the app's connection to the relay is lost, be it that its process died, its
 // clients are reset, also in the middle of a transfer; what is left of the app hears
-// of an error on each conn, and that is not an end, nor its own doing.
+// of an error on each conn, and that is not an end, nor its own doing. Its listener is
+// back soon, at the same address, as if nothing had happened.
 func TestSessionLost(t *testing.T) {
 	var log logbook
-	_, addr := startRelay(t, relay.WithLogger(log.logger()))
-	l, transport := registerTapped(t, addr)
+	toldRelay, relayEvents := watch(relay.EventRegistered, relay.EventLost, relay.EventResumed, relay.EventEnded)
+	srv, addr := startRelay(t, relay.WithLogger(log.logger()), toldRelay)
+	told, events := watch(relay.EventLost, relay.EventResumed)
+	transports := make(chan net.Conn, 2)
+	mayDial := make(chan struct{}, 2)
+	mayDial <- struct{}{}
+	l := register(t, addr, told, relay.WithDialer(func(ctx context.Context, network, addr string) (net.Conn, error) {
+		select {
+		case <-mayDial:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+		c, err := new(net.Dialer).DialContext(ctx, network, addr)
+		if err == nil {
+			transports <- c
+		}
+		return c, err
+	}))
+	public := l.Addr().String()
 	idle, idleApp := dial(t, l), accept(t, l)
 	sendAndExpect(t, idle, idleApp)
 	down, downApp := dial(t, l), accept(t, l)
@@ -664,20 +683,10 @@ func TestSessionLost(t *testing.T) {
 	if _, err := io.CopyN(io.Discard, upApp, 1<<20); err != nil {
 		t.Fatal(err)
 	}
-	accepted := make(chan error, 1)
-	go func() {
-		_, err := l.Accept()
-		accepted <- err
-	}()
+	waiting := startAccept(l)
 
-	transport.Close()
-	for range 2 {
-		if err := within(t, "Accept's return", accepted); err == nil || errors.Is(err, net.ErrClosed) {
-			t.Errorf("Accept: %v", err)
-		}
-		_, err := l.Accept()
-		accepted <- err
-	}
+	(<-transports).Close()
+	expectLost(t, events)
 	for _, c := range []*net.TCPConn{idle, down, halfClosed} {
 		expectReset(t, c)
 	}
@@ -698,11 +707,28 @@ func TestSessionLost(t *testing.T) {
 	if _, err := halfClosedApp.Read(make([]byte, 1)); err != io.EOF {
 		t.Errorf("the app reads a second time at the end: %v", err)
 	}
-	log.wait(t, "service ended", 1)
+	if e := log.wait(t, "session ended", 1)[0]; e.attrs["kept"] != true || e.attrs["err"] == nil {
+		t.Errorf("logged %+v", e)
+	}
 	log.wait(t, "client left", 4)
-	if c, err := net.Dial("tcp", l.Addr().String()); err == nil {
-		c.Close()
-		t.Error("the public listener is open")
+
+	mayDial <- struct{}{} // not before the relay has noticed
+	next(t, events, relay.EventResumed)
+	next(t, relayEvents, relay.EventRegistered)
+	expectLost(t, relayEvents)
+	next(t, relayEvents, relay.EventResumed)
+	expectWaiting(t, waiting)
+	if l.Addr().String() != public {
+		t.Errorf("back at %v, and not at %s", l.Addr(), public)
+	}
+	client := dial(t, l)
+	sendAndExpect(t, client, accepted(t, waiting))
+	if s := srv.Services(); len(s) != 1 || len(s[0].Sessions) != 1 || s[0].Accepted != 5 || s[0].Refused != 0 {
+		t.Errorf("services %+v", s)
+	}
+	// Of those that were lost the app has closed none yet.
+	if got := l.Stats(); got.Accepted != 5 || got.Live != 5 || got.Reconnects != 1 || !got.Connected {
+		t.Errorf("stats %+v", got)
 	}
 	l.Close()
 	if _, err := l.Accept(); !errors.Is(err, net.ErrClosed) {
@@ -713,7 +739,8 @@ func TestSessionLost(t *testing.T) {
 // What was received whole before the relay was lost can be read.
 func TestSessionLostBehindEnd(t *testing.T) {
 	addr, sessions := fakeRelay(t, goodReply)
-	l := register(t, addr)
+	told, events := watch(relay.EventLost)
+	l := register(t, addr, told, relay.WithBackoff(never, never))
 	sess := within(t, "a session", sessions)
 	open := func(s string) *mux.Stream {
 		st, err := sess.Open(append(wire.AppendProxy(nil, nil, nil), s...))
@@ -726,9 +753,7 @@ func TestSessionLostBehindEnd(t *testing.T) {
 	open("part")
 	app, otherApp := accept(t, l), accept(t, l)
 	sess.Close()
-	if _, err := l.Accept(); err == nil {
-		t.Fatal("accepted")
-	}
+	expectLost(t, events)
 	if got, err := io.ReadAll(onlyReader{app}); err != nil || string(got) != "all of it" {
 		t.Errorf("the app reads %q, %v", got, err)
 	}
@@ -739,7 +764,7 @@ func TestSessionLostBehindEnd(t *testing.T) {
 
 // The relay's death is the same to the app as the app's to the relay.
 func TestRelayLost(t *testing.T) {
-	conns := make(chan net.Conn, 1)
+	conns := make(chan net.Conn, 2)
 	srv, err := relay.NewServer()
 	if err != nil {
 		t.Fatal(err)
@@ -749,7 +774,9 @@ func TestRelayLost(t *testing.T) {
 		t.Fatal(err)
 	}
 	serveOn(t, srv, tappedListener{ln, conns})
-	l := register(t, ln.Addr().String())
+	told, events := watch(relay.EventLost, relay.EventResumed)
+	l := register(t, ln.Addr().String(), told)
+	public := l.Addr().String()
 	client, app := dial(t, l), accept(t, l)
 	sendAndExpect(t, client, app)
 	(<-conns).Close()
@@ -757,9 +784,15 @@ func TestRelayLost(t *testing.T) {
 	if _, err := app.Read(make([]byte, 1)); err == nil || err == io.EOF || errors.Is(err, net.ErrClosed) {
 		t.Errorf("the app reads %v", err)
 	}
-	if _, err := l.Accept(); err == nil || errors.Is(err, net.ErrClosed) {
-		t.Errorf("Accept: %v", err)
+	expectLost(t, events)
+	next(t, events, relay.EventResumed)
+	if s := srv.Services(); len(s) != 1 || s[0].Address != public || l.Addr().String() != public {
+		t.Errorf("back at %v, and not at %s; services %+v", l.Addr(), public, s)
 	}
+	client, app = dial(t, l), accept(t, l)
+	sendAndExpect(t, client, app)
+	l.Close()
+	app.Close()
 	eventually(t, "no service", func() bool { return len(srv.Services()) == 0 })
 }
 

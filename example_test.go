@@ -102,7 +102,7 @@ func ExampleRegister() {
 		for {
 			conn, err := ln.Accept()
 			if err != nil {
-				return // net.ErrClosed after Close, or the relay was lost
+				return // net.ErrClosed after Close, or why the relay refuses the app
 			}
 			fmt.Fprintln(conn, "good day")
 			conn.Close()
@@ -300,7 +300,7 @@ func ExampleWithDialer() {
 		log.Fatal(err)
 	}
 	defer ln.Close()
-	fmt.Println("registered from", srv.Services()[0].Remote)
+	fmt.Println("registered from", srv.Services()[0].Sessions[0].Remote)
 
 	// Output:
 	// registered from pipe

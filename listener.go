@@ -2,7 +2,6 @@ package relay
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -11,9 +10,9 @@ import (
 	"net/netip"
 	"os"
 	"sync"
-	"sync/atomic"
 	"time"
 
+	"github.com/tcprelay/relay/internal/backoff"
 	"github.com/tcprelay/relay/internal/mux"
 	"github.com/tcprelay/relay/internal/wire"
 )
@@ -33,6 +32,8 @@ const (
 	CodeTimeout Code = "timeout"
 	// CodeCanceled: the context was canceled.
 	CodeCanceled Code = "canceled"
+	// CodeInsecure: the token would have been sent in clear; see WithToken.
+	CodeInsecure Code = "insecure"
 
 	// The others are the relay's answers.
 
@@ -40,18 +41,38 @@ const (
 	CodeMalformed Code = wire.CodeMalformed
 	// CodeVersion: the relay speaks another version of the protocol.
 	CodeVersion Code = wire.CodeVersion
-	// CodePortUnavailable: the port asked for is not one of the relay's, or in use.
+	// CodeUnauthorized: the relay does not accept the token, certificate or whatever
+	// else was shown, or not for that name.
+	CodeUnauthorized Code = wire.CodeUnauthorized
+	// CodePortUnavailable: the port asked for is not one of the relay's, not allowed,
+	// or in use.
 	CodePortUnavailable Code = wire.CodePortUnavailable
 	// CodeNameTaken: another service has the name.
 	CodeNameTaken Code = wire.CodeNameTaken
-	// CodeServerFull: the relay has no port left.
+	// CodeServerFull: the relay has no port left, or takes no more services.
 	CodeServerFull Code = wire.CodeServerFull
 	// CodeClosing: the relay is going away.
 	CodeClosing Code = wire.CodeClosing
+
+	// These end a listener that was registered.
+
+	// CodeDisconnected: the relay's operator ended the service.
+	CodeDisconnected Code = wire.CodeDisconnected
+	// CodeSuperseded: another session has taken up this one's lease.
+	CodeSuperseded Code = wire.CodeSuperseded
 )
 
-// A RegisterError is why Register failed. Codes that this version does not know
-// may come from a later relay.
+// stands reports that trying again would not help.
+func (c Code) stands() bool {
+	switch c {
+	case CodeMalformed, CodeVersion, CodeUnauthorized, CodeInsecure, CodeDisconnected, CodeSuperseded:
+		return true
+	}
+	return false
+}
+
+// A RegisterError is why Register failed, or why a listener could not go on. Codes
+// that this version does not know may come from a later relay.
 type RegisterError struct {
 	Addr    string // of the relay, as Register was given it
 	Code    Code
@@ -88,37 +109,55 @@ var _ net.Error = (*RegisterError)(nil)
 // A Listener accepts the clients of a service's public address. It is a
 // net.Listener; its methods may be called from any goroutine.
 //
-// One goroutine runs for it, beside the session's two, and ends with the session.
+// When the session with the relay breaks, or the relay goes away, the listener opens
+// another one by itself, and keeps its address; Accept waits meanwhile. Connections of
+// a session that broke end with an error.
+//
+// One goroutine runs for it, beside its sessions'. It ends with Done.
 type Listener struct {
-	log     *slog.Logger
-	sess    *mux.Session
-	control *mux.Stream
-	lines   *wire.Reader // of control
-	addr    net.Addr
-	closed  chan struct{} // by Close
-	done    chan struct{} // by readControl, at the end of the session
+	cfg            registerConfig
+	relay          string           // address
+	streams        chan *mux.Stream // the clients of all sessions; its capacity is the backlog
+	connecting     context.Context  // ends with Drain or Close
+	stopConnecting context.CancelFunc
+	running        context.Context    // ends with Close
+	stop           context.CancelFunc // ends running
+	failed         chan struct{}      // closed when err is set
+	done           chan struct{}      // closed when nothing is left to do
+	drained        sync.WaitGroup     // sessions that go on without new clients
 
-	relayGoesAway atomic.Bool // it said so
-
-	mu       sync.Mutex
-	closing  bool
-	conns    map[*Conn]struct{}
-	accepted int64
-	refused  int64
-	bytesIn  int64 // of closed conns
-	bytesOut int64
+	mu         sync.Mutex
+	addr       net.Addr
+	lease      string // the secret to show next
+	links      map[*mux.Session]*link
+	draining   bool // Drain was called
+	closing    bool
+	err        error // the relay's last word
+	conns      map[*Conn]struct{}
+	offered    int64 // streams of sessions that have ended
+	taken      int64 // streams that came out of the channel
+	accepted   int64
+	refused    int64
+	bytesIn    int64 // of closed conns
+	bytesOut   int64
+	reconnects int64
 }
 
 var _ net.Listener = (*Listener)(nil)
 
 // Register connects to the relay at addr and returns the listener of a new service,
 // whose Addr is the public address. Ctx bounds registering only, which takes ten
-// seconds after the connection was made at most. An error about the options is
-// returned as it is, every other as a *RegisterError.
+// seconds after the connection was made at most, or with [WithWait] as long as ctx
+// lets it. An error about the options is returned as it is, every other as a
+// *RegisterError.
 func Register(ctx context.Context, addr string, opts ...RegisterOption) (*Listener, error) {
 	cfg := registerConfig{
-		log:     slog.New(slog.DiscardHandler),
-		backlog: defaultBacklog,
+		log:       slog.New(slog.DiscardHandler),
+		events:    new(events),
+		heartbeat: heartbeat{defaultHeartbeat, 3 * defaultHeartbeat},
+		min:       defaultBackoffMin,
+		max:       defaultBackoffMax,
+		backlog:   defaultBacklog,
 	}
 	for _, o := range opts {
 		if o == nil {
@@ -128,65 +167,219 @@ func Register(ctx context.Context, addr string, opts ...RegisterOption) (*Listen
 			return nil, err
 		}
 	}
-	l, err := register(ctx, addr, &cfg)
+	if cfg.shared && cfg.name == "" {
+		return nil, errors.New("relay: WithShared: only a name can be shared; see WithName")
+	}
+	running, stop := context.WithCancel(context.Background())
+	connecting, stopConnecting := context.WithCancel(running)
+	l := &Listener{
+		connecting:     connecting,
+		stopConnecting: stopConnecting,
+		cfg:            cfg,
+		relay:          addr,
+		streams:        make(chan *mux.Stream, cfg.backlog),
+		running:        running,
+		stop:           stop,
+		failed:         make(chan struct{}),
+		done:           make(chan struct{}),
+		links:          make(map[*mux.Session]*link),
+		conns:          make(map[*Conn]struct{}),
+	}
+	k, err := l.connect(ctx)
+	if err != nil && cfg.wait && ctx.Err() == nil {
+		k, err = l.insist(ctx, err)
+	}
 	if err != nil {
-		err.Addr = addr
+		stop()
 		return nil, err
 	}
-	l.log.Info("registered", "relay", addr, "addr", l.addr.String())
-	go l.readControl()
+	l.cfg.log.Info("registered", "relay", addr, "addr", l.Addr().String())
+	l.event(Event{Kind: EventRegistered})
+	go l.run(k)
 	return l, nil
 }
 
-func register(ctx context.Context, addr string, cfg *registerConfig) (*Listener, *RegisterError) {
-	dial := cfg.dial
-	if dial == nil {
-		dial = (&net.Dialer{}).DialContext
+// insist tries to connect until it succeeds, the error is one that stands, or ctx
+// ends.
+func (l *Listener) insist(ctx context.Context, err *RegisterError) (*link, *RegisterError) {
+	wait := backoff.Backoff{Min: l.cfg.min, Max: l.cfg.max}
+	for !err.Code.stands() {
+		l.cfg.log.Info("registering again", "relay", l.relay, "err", err)
+		if wait.Wait(ctx) != nil {
+			return nil, l.registerError(ctx, err.Code, err)
+		}
+		k, next := l.connect(ctx)
+		switch {
+		case next == nil:
+			return k, nil
+		case ctx.Err() != nil: // which cut this try short: the one before tells more
+			return nil, l.registerError(ctx, err.Code, err)
+		}
+		err = next
 	}
-	conn, err := dial(ctx, "tcp", addr)
+	return nil, err
+}
+
+// run keeps the listener registered until Close, or until the relay says that it will
+// not have it. K is its first session.
+func (l *Listener) run(k *link) {
+	defer close(l.done)
+	defer l.drained.Wait()
+	wait := backoff.Backoff{Min: l.cfg.min, Max: l.cfg.max}
+	for {
+		since := time.Now()
+		err := k.serve()
+		if time.Since(since) > l.cfg.max {
+			wait.Reset() // it was not one of a series of failures
+		}
+		if err == errDraining {
+			l.cfg.log.Info("the relay is going away", "addr", l.Addr().String())
+			l.event(Event{Kind: EventDraining})
+		} else if l.connecting.Err() == nil {
+			l.cfg.log.Warn("lost the relay", "addr", l.Addr().String(), "err", err)
+			l.event(Event{Kind: EventLost, Err: err})
+		}
+		if err != errDraining {
+			k.drop()
+		}
+		if k = l.reconnect(&wait, err); k == nil {
+			return
+		}
+		l.cfg.log.Info("back at the relay", "relay", l.relay, "addr", l.Addr().String())
+		l.event(Event{Kind: EventResumed})
+	}
+}
+
+// reconnect opens another session, as soon as it can. It returns nil if none is wanted
+// any more.
+func (l *Listener) reconnect(wait *backoff.Backoff, lost error) *link {
+	var last *RegisterError // the relay may have said it in the session itself
+	if !errors.As(lost, &last) {
+		last = &RegisterError{}
+	}
+	for !last.Code.stands() {
+		if wait.Wait(l.connecting) != nil {
+			return nil
+		}
+		k, err := l.connect(l.connecting)
+		if err == nil {
+			return k
+		}
+		if l.connecting.Err() != nil {
+			return nil
+		}
+		last = err
+		l.cfg.log.Warn("not back at the relay", "relay", l.relay, "err", err)
+		l.event(Event{Kind: EventRefused, Err: err})
+	}
+	l.mu.Lock()
+	l.err = last
+	close(l.failed)
+	l.mu.Unlock()
+	l.event(Event{Kind: EventEnded, Err: last})
+	return nil
+}
+
+// connect opens a session with the relay and registers: the first time for whatever
+// the options ask for, and later for the address that the listener had.
+func (l *Listener) connect(ctx context.Context) (*link, *RegisterError) {
+	hello := wire.Hello{
+		Version:     wire.Version,
+		Name:        l.cfg.name,
+		Port:        l.cfg.port,
+		Token:       l.cfg.token,
+		Shared:      l.cfg.shared,
+		HeartbeatMS: int(max(l.cfg.heartbeat.interval, 0) / time.Millisecond),
+	}
+	l.mu.Lock()
+	hello.Lease = l.lease
+	if l.addr != nil {
+		hello.Port = portOf(l.addr)
+	}
+	again := l.addr != nil
+	l.mu.Unlock()
+
+	dialing := ctx
+	if again {
+		var cancel context.CancelFunc
+		dialing, cancel = context.WithTimeoutCause(ctx, handshakeTimeout, os.ErrDeadlineExceeded)
+		defer cancel()
+	}
+	dial := l.cfg.dial
+	if dial == nil {
+		dial = new(net.Dialer).DialContext
+	}
+	conn, err := dial(dialing, "tcp", l.relay)
 	if err != nil {
-		return nil, registerError(ctx, CodeUnreachable, err)
+		return nil, l.registerError(dialing, CodeUnreachable, err)
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, handshakeTimeout, os.ErrDeadlineExceeded)
 	defer cancel()
-	if cfg.tls != nil {
-		if conn, err = tlsClient(ctx, conn, addr, cfg.tls); err != nil {
-			return nil, registerError(ctx, CodeTLS, err)
+	if l.cfg.tls != nil {
+		if conn, err = tlsClient(ctx, conn, l.relay, l.cfg.tls); err != nil {
+			return nil, l.registerError(ctx, CodeTLS, err)
 		}
 	}
-	l := &Listener{
-		log:    cfg.log,
-		sess:   mux.Client(conn, mux.Config{Backlog: cfg.backlog}),
-		closed: make(chan struct{}),
-		done:   make(chan struct{}),
-		conns:  make(map[*Conn]struct{}),
+	if l.cfg.token != "" && !l.cfg.inClear && l.cfg.dial == nil && !private(conn) {
+		conn.Close()
+		return nil, l.registerError(ctx, CodeInsecure,
+			errors.New("the token would be sent in clear: use WithTLSConfig, or allow it by WithTokenInClear"))
 	}
-	l.sess.EnableStop()
-	reply, err := l.sayHello(ctx, wire.Hello{Version: wire.Version, Name: cfg.name, Port: cfg.port})
-	switch {
-	case err != nil:
-		l.sess.Close()
+	return l.register(ctx, conn, hello)
+}
+
+func (l *Listener) register(ctx context.Context, conn net.Conn, hello wire.Hello) (*link, *RegisterError) {
+	k := l.newLink(conn)
+	reply, err := k.sayHello(ctx, hello)
+	if err == nil && reply.Error != nil {
+		k.drop()
+		return nil, &RegisterError{Addr: l.relay, Code: Code(reply.Error.Code), Message: reply.Error.Message}
+	}
+	var addr net.Addr
+	if err == nil {
+		addr, err = publicAddr(reply.Address)
+	}
+	if err == nil && hello.Port != 0 && hello.Port != portOf(addr) {
+		err = fmt.Errorf("asked for port %d and got %v", hello.Port, addr)
+	}
+	if err != nil {
+		k.sess.CloseWithError(mux.ProtocolError, err)
+		k.drop()
 		code := CodeNotRelay
-		if isAlert(err) {
+		switch {
+		case isAlert(err) || errors.Is(err, mux.ErrTLS):
 			code = CodeTLS
+		case k.control == nil && errors.Is(err, wire.ErrTooLong):
+			code = CodeMalformed // our hello, because of what the token consists of
 		}
-		return nil, registerError(ctx, code, err)
-	case reply.Error != nil:
-		l.sess.Close()
-		return nil, &RegisterError{Code: Code(reply.Error.Code), Message: reply.Error.Message}
+		return nil, l.registerError(ctx, code, err)
 	}
-	if l.addr, err = publicAddr(reply.Address); err != nil {
-		l.sess.CloseWithError(mux.ProtocolError, err)
-		return nil, registerError(ctx, CodeNotRelay, err)
+
+	k.startPulse(time.Duration(reply.HeartbeatMS) * time.Millisecond)
+
+	l.mu.Lock()
+	if l.addr != nil {
+		l.reconnects++
 	}
-	return l, nil
+	l.addr, l.lease = addr, reply.Lease
+	k.registered = true
+	closing := l.closing || l.draining
+	l.mu.Unlock()
+	if closing {
+		k.close() // Close or Drain came too early to do it
+	}
+	return k, nil
 }
 
 // registerError makes err a RegisterError. What went wrong because ctx ended is told
 // as that.
-func registerError(ctx context.Context, code Code, err error) *RegisterError {
+func (l *Listener) registerError(ctx context.Context, code Code, err error) *RegisterError {
 	if ctx.Err() != nil {
-		err = context.Cause(ctx)
+		if re, ok := errors.AsType[*RegisterError](err); ok {
+			err = fmt.Errorf("%w; before: %w", context.Cause(ctx), re) // of an earlier attempt
+		} else {
+			err = context.Cause(ctx)
+		}
 	}
 	if ctx.Err() == context.Canceled {
 		code = CodeCanceled
@@ -194,57 +387,7 @@ func registerError(ctx context.Context, code Code, err error) *RegisterError {
 	if ctx.Err() == context.DeadlineExceeded || errors.Is(err, os.ErrDeadlineExceeded) {
 		code = CodeTimeout // a dialer may see a deadline before ctx does
 	}
-	return &RegisterError{Code: code, Err: err}
-}
-
-func tlsClient(ctx context.Context, conn net.Conn, addr string, config *tls.Config) (net.Conn, error) {
-	if config.ServerName == "" && !config.InsecureSkipVerify {
-		host, _, err := net.SplitHostPort(addr)
-		if err != nil {
-			host = addr
-		}
-		config = config.Clone()
-		config.ServerName = host
-	}
-	tc := tls.Client(conn, config)
-	if err := tc.HandshakeContext(ctx); err != nil {
-		conn.Close()
-		return nil, err
-	}
-	return tc, nil
-}
-
-// isAlert reports that the relay refused us after our side of the TLS handshake was
-// over, as it does when our certificate is not what it wants. The error of crypto/tls
-// has no type of its own.
-func isAlert(err error) bool {
-	op, ok := errors.AsType[*net.OpError](err)
-	return ok && op.Op == "remote error"
-}
-
-// sayHello opens the control stream with the hello and waits for the reply.
-func (l *Listener) sayHello(ctx context.Context, hello wire.Hello) (*wire.Reply, error) {
-	line, err := wire.Line(hello)
-	if err != nil {
-		return nil, err
-	}
-	if l.control, err = l.sess.Open(line); err != nil {
-		return nil, err
-	}
-	stop := cutShort(ctx, l.control)
-	l.lines = wire.NewReader(l.control)
-	var reply wire.Reply
-	err = l.lines.Read(&reply)
-	if late := stop(); late != nil {
-		err = late
-	}
-	if err != nil {
-		return nil, err
-	}
-	if reply.Error == nil && reply.Version != wire.Version {
-		return nil, fmt.Errorf("reply of version %d", reply.Version)
-	}
-	return &reply, nil
+	return &RegisterError{Addr: l.relay, Code: code, Err: err}
 }
 
 // hostAddr is a public address whose host is a name, or the unknown one of a client
@@ -264,36 +407,49 @@ func publicAddr(s string) (net.Addr, error) {
 	return hostAddr(s), nil
 }
 
+func (l *Listener) event(ev Event) {
+	addr := l.Addr().String()
+	ev.Service, ev.Addr, ev.Remote = l.cfg.name, addr, l.relay
+	if ev.Service == "" {
+		ev.Service = addr
+	}
+	l.cfg.events.send(ev)
+}
+
 // Addr returns the public address: a *net.TCPAddr, or one of network "tcp" with a
-// host name if that is what the relay advertises.
-func (l *Listener) Addr() net.Addr { return l.addr }
+// host name if that is what the relay advertises. Its port stays the same for the life
+// of the listener; the host changes if a relay that was started anew advertises
+// another.
+func (l *Listener) Addr() net.Addr {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.addr
+}
 
 // Accept waits for the next client and returns its connection, a *Conn. After Close
-// it returns an error that matches net.ErrClosed, and when the session with the
-// relay was lost one that says why.
+// it returns an error that matches net.ErrClosed. If the relay refuses the service for
+// good, because of its credential or at its operator's wish, it returns a
+// *RegisterError, in a *net.OpError. A lost session is no error of Accept's.
 func (l *Listener) Accept() (net.Conn, error) {
 	for {
 		select {
-		case <-l.closed:
+		case <-l.running.Done():
 			return nil, l.opError("accept", net.ErrClosed)
 		default:
 		}
 		select {
-		case st := <-l.sess.Accepting():
+		case st := <-l.streams:
 			if c, err := l.newConn(st); err == nil {
 				return c, nil
 			} else if !errors.Is(err, net.ErrClosed) {
-				l.log.Warn("client refused", "err", err)
+				l.cfg.log.Warn("client refused", "err", err)
 			}
-		case <-l.closed:
-		case <-l.done: // and the relay's last words were heard
-			if l.isClosing() {
-				return nil, l.opError("accept", net.ErrClosed)
-			}
-			if l.relayGoesAway.Load() {
-				return nil, l.opError("accept", fmt.Errorf("the relay has shut down: %w", notOurs(l.sess.Err())))
-			}
-			return nil, l.opError("accept", fmt.Errorf("lost the relay: %w", notOurs(l.sess.Err())))
+		case <-l.running.Done():
+		case <-l.failed:
+			l.mu.Lock()
+			err := l.err
+			l.mu.Unlock()
+			return nil, l.opError("accept", err)
 		}
 	}
 }
@@ -308,34 +464,34 @@ func notOurs(err error) error {
 }
 
 func (l *Listener) opError(op string, err error) error {
-	return &net.OpError{Op: op, Net: "tcp", Addr: l.addr, Err: err}
-}
-
-func (l *Listener) isClosing() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.closing
+	return &net.OpError{Op: op, Net: "tcp", Addr: l.Addr(), Err: err}
 }
 
 // newConn makes a stream a client's connection. The PROXY header came with the frame
 // that opened the stream, so it is there or never will be.
 func (l *Listener) newConn(st *mux.Stream) (*Conn, error) {
+	if st.Session().Err() != nil {
+		l.refuse(st)
+		return nil, net.ErrClosed // the client went with its session
+	}
 	var room [wire.MaxProxyHeader]byte
 	n, src, dst, err := wire.ParseProxy(room[:st.Peek(room[:])])
-	if err == nil {
-		_, err = io.ReadFull(st, room[:n])
-	}
 	if err != nil {
-		l.reset(st)
+		l.refuse(st)
 		return nil, fmt.Errorf("opening of a client's stream: %w", err)
 	}
-	c := &Conn{st: st, l: l, header: int64(n), local: l.addr, remote: hostAddr("unknown")}
+	c := &Conn{st: st, l: l, header: int64(n), since: time.Now(), local: l.Addr(), remote: hostAddr("unknown")}
 	if src != nil {
 		c.remote, c.local = src, dst
 	}
 	if !l.enter(c) {
-		l.reset(st)
+		l.refuse(st)
 		return nil, net.ErrClosed
+	}
+	if _, err = io.ReadFull(st, room[:n]); err != nil {
+		c.SetLinger(0)
+		c.Close()
+		return nil, fmt.Errorf("opening of a client's stream: %w", err)
 	}
 	return c, nil
 }
@@ -343,17 +499,87 @@ func (l *Listener) newConn(st *mux.Stream) (*Conn, error) {
 func (l *Listener) enter(c *Conn) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.closing {
+	k := l.links[c.st.Session()]
+	if l.closing || k == nil {
 		return false
 	}
+	c.k = k
+	k.conns++
+	l.taken++
 	l.accepted++
 	l.conns[c] = struct{}{}
 	return true
 }
 
-// Close stops accepting, at the relay too. Clients that wait for Accept are reset;
-// accepted connections live on, and the session with the relay ends with the last
-// of them. Close does not wait for that.
+// Drain has the relay send no more clients, and gives up the address. It returns when
+// Accept has returned those who were on their way, and each connection was answered
+// something, was closed, or has had no byte from its client for five seconds. Then
+// http.Server.Shutdown loses no request: it drops those of connections that it has
+// accepted and not read yet, and a client's first bytes come after the client.
+//
+// If ctx ends before, Drain returns its cause, and new clients stay away all the same.
+// Accept waits until Close; a session that breaks is not opened anew.
+func (l *Listener) Drain(ctx context.Context) error {
+	l.mu.Lock()
+	if l.closing {
+		l.mu.Unlock()
+		return l.opError("drain", net.ErrClosed)
+	}
+	l.draining = true
+	var links []*link
+	for _, k := range l.links {
+		if k.registered {
+			links = append(links, k)
+		}
+	}
+	l.mu.Unlock()
+	l.stopConnecting()
+	for _, k := range links {
+		go k.sayClose() // which may have to wait for the relay
+	}
+	for _, k := range links {
+		select {
+		case <-k.closed:
+		case <-k.sess.Done():
+		case <-ctx.Done():
+			return l.opError("drain", context.Cause(ctx))
+		}
+	}
+	for pause := time.Millisecond; !l.allBegun(); pause = min(2*pause, 100*time.Millisecond) {
+		select {
+		case <-time.After(pause):
+		case <-l.running.Done():
+			return l.opError("drain", net.ErrClosed)
+		case <-ctx.Done():
+			return l.opError("drain", context.Cause(ctx))
+		}
+	}
+	return nil
+}
+
+// allBegun reports that nobody waits for Accept, or for the first answer.
+func (l *Listener) allBegun() bool {
+	now := time.Now()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	offered := l.offered
+	for sess := range l.links {
+		offered += sess.Offered()
+	}
+	if offered > l.taken {
+		return false
+	}
+	for c := range l.conns {
+		if !c.begun(now) {
+			return false
+		}
+	}
+	return true
+}
+
+// Close stops accepting, at the relay too. Clients that wait for Accept are given to
+// the others that share the name, or reset; accepted connections live on, and the
+// session with the relay ends with the last of them. Close does not wait for that.
 func (l *Listener) Close() error {
 	l.mu.Lock()
 	if l.closing {
@@ -361,103 +587,73 @@ func (l *Listener) Close() error {
 		return l.opError("close", net.ErrClosed)
 	}
 	l.closing = true
-	last := len(l.conns) == 0
+	var links []*link
+	for _, k := range l.links {
+		if k.registered {
+			links = append(links, k)
+		}
+	}
 	l.mu.Unlock()
-	close(l.closed)
-	l.sess.RefuseStreams()
-	go l.resetWaiting()
-	go l.sayClosing(last)
+	l.stop() // for one that is registering
+	for _, k := range links {
+		k.close()
+	}
+	go l.refuseWaiting()
 	return nil
 }
 
-// Done is closed when the session with the relay has ended: it was lost, or Close was
-// called, every accepted connection closed, and all that was written to them taken by
-// the clients' side. A program that exits before then may cut off its last answers, so
-// wait for Done after http.Server.Shutdown.
+// Done is closed when the listener has nothing left to do: Close was called, or the
+// relay refused to have it any longer, every accepted connection was closed or its
+// session lost, and all that was written taken by the clients' side. A program that
+// exits before then may cut off its last answers, so wait for Done after
+// http.Server.Shutdown.
 func (l *Listener) Done() <-chan struct{} { return l.done }
 
-// resetWaiting resets the clients that nobody will accept: those that wait, and one
-// that was being taken in. It ends with the session.
-func (l *Listener) resetWaiting() {
+// refuseWaiting refuses the clients that nobody will accept: those that wait, and one
+// that was being taken in.
+func (l *Listener) refuseWaiting() {
 	for {
-		st, err := l.sess.Accept()
-		if err != nil {
+		select {
+		case st := <-l.streams:
+			l.refuse(st)
+		case <-l.done:
 			return
 		}
-		l.reset(st)
 	}
 }
 
-func (l *Listener) reset(st *mux.Stream) {
-	st.SetLinger(0)
-	st.Close()
+func (l *Listener) refuse(st *mux.Stream) {
+	st.Refuse()
 	l.mu.Lock()
+	l.taken++
 	l.refused++
 	l.mu.Unlock()
 }
 
-// sayClosing runs in a goroutine of its own because the line may have to wait for
-// the relay. It ends with the session at the latest.
-func (l *Listener) sayClosing(last bool) {
-	if line, err := wire.Line(wire.Control{Type: wire.Close}); err == nil {
-		l.control.Write(line)
-	}
-	if last {
-		l.control.CloseWrite()
-	}
-}
-
-// forget takes a closed connection out of the books. With the last one of a closed
-// listener it ends the control stream, upon which the relay, when its clients have
-// taken all that was sent to them, ends the session.
+// forget takes a closed connection out of the books.
 func (l *Listener) forget(c *Conn) {
 	in, out := c.counts()
 	l.mu.Lock()
 	delete(l.conns, c)
 	l.bytesIn += in
 	l.bytesOut += out
-	last := l.closing && len(l.conns) == 0
+	c.k.conns--
+	last := l.closing && c.k.conns == 0
 	l.mu.Unlock()
 	if last {
-		l.control.CloseWrite()
-	}
-}
-
-// readControl handles what the relay says, until the session ends.
-func (l *Listener) readControl() {
-	for {
-		var m wire.Control
-		if err := l.lines.Read(&m); err != nil {
-			if err != io.EOF {
-				l.sess.CloseWithError(mux.ProtocolError, fmt.Errorf("control stream: %w", err))
-			}
-			break
-		}
-		switch m.Type {
-		case wire.Ping:
-			if line, err := wire.Line(wire.Control{Type: wire.Pong, ID: m.ID}); err == nil {
-				l.control.Write(line)
-			}
-		case wire.Drain:
-			l.relayGoesAway.Store(true)
-			l.log.Info("the relay is going away", "addr", l.addr.String())
-		}
-	}
-	defer close(l.done)
-	<-l.sess.Done()
-	l.sess.Close()
-	if !l.isClosing() {
-		l.log.Warn("lost the relay", "addr", l.addr.String(), "err", l.sess.Err())
+		c.k.control.CloseWrite()
 	}
 }
 
 // Stats are a listener's figures at one moment.
 type Stats struct {
-	Accepted int64 // clients that Accept returned
-	Live     int   // of those, not closed here yet
-	Refused  int64 // clients that were reset: the backlog was full or the listener closed
-	BytesIn  int64 // from clients to this app
-	BytesOut int64 // from this app to clients
+	Accepted   int64 // clients that Accept returned
+	Live       int   // of those, not closed here yet
+	Refused    int64 // clients that it did not: the backlog was full, the listener closed, or they were lost
+	BytesIn    int64 // from clients to this app
+	BytesOut   int64 // from this app to clients
+	Reconnects int64 // sessions with the relay after the first
+	Connected  bool  // there is a session now
 }
 
 // Stats returns the listener's figures.
@@ -465,11 +661,16 @@ func (l *Listener) Stats() Stats {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	s := Stats{
-		Accepted: l.accepted,
-		Live:     len(l.conns),
-		Refused:  l.refused + l.sess.Refused(),
-		BytesIn:  l.bytesIn,
-		BytesOut: l.bytesOut,
+		Accepted:   l.accepted,
+		Live:       len(l.conns),
+		Refused:    l.refused,
+		BytesIn:    l.bytesIn,
+		BytesOut:   l.bytesOut,
+		Reconnects: l.reconnects,
+	}
+	for _, k := range l.links {
+		s.Refused += k.sess.Refused()
+		s.Connected = s.Connected || k.sess.Err() == nil
 	}
 	for c := range l.conns {
 		in, out := c.counts()
@@ -478,93 +679,3 @@ func (l *Listener) Stats() Stats {
 	}
 	return s
 }
-
-// A Conn is a client's connection. It behaves as a *net.TCPConn of the client would:
-// half-close, deadlines, resets and errors alike. Its methods may be called from any
-// goroutine.
-type Conn struct {
-	st            *mux.Stream
-	l             *Listener
-	local, remote net.Addr
-	header        int64 // bytes of st that are not the client's
-}
-
-var (
-	_ net.Conn      = (*Conn)(nil)
-	_ io.ReaderFrom = (*Conn)(nil)
-	_ io.WriterTo   = (*Conn)(nil)
-)
-
-func (c *Conn) counts() (in, out int64) {
-	out, in = c.st.Counts()
-	return in - c.header, out
-}
-
-// wrap gives an error the form that those of a net.TCPConn have.
-func (c *Conn) wrap(op string, err error) error {
-	if err == nil || err == io.EOF {
-		return err
-	}
-	return &net.OpError{Op: op, Net: "tcp", Source: c.local, Addr: c.remote, Err: notOurs(err)}
-}
-
-// Read reads what the client sent. At the client's half-close it returns io.EOF; if
-// the client was lost without one, or the relay was, any other error, which matches
-// syscall.ECONNRESET in the client's case.
-func (c *Conn) Read(p []byte) (int, error) {
-	n, err := c.st.Read(p)
-	return n, c.wrap("read", err)
-}
-
-// Write sends p to the client. It keeps no reference to p.
-func (c *Conn) Write(p []byte) (int, error) {
-	n, err := c.st.Write(p)
-	return n, c.wrap("write", err)
-}
-
-// ReadFrom sends what it reads from r, until EOF, without another copy.
-func (c *Conn) ReadFrom(r io.Reader) (int64, error) {
-	n, err := c.st.ReadFrom(r)
-	return n, c.wrap("readfrom", err)
-}
-
-// WriteTo writes what the client sends to w, until its half-close, without copying.
-func (c *Conn) WriteTo(w io.Writer) (int64, error) {
-	n, err := c.st.WriteTo(w)
-	return n, c.wrap("writeto", err)
-}
-
-// CloseWrite half-closes: the client reads EOF behind what was written. Reading goes
-// on.
-func (c *Conn) CloseWrite() error { return c.wrap("close", c.st.CloseWrite()) }
-
-// Close closes the connection. What was written still reaches the client.
-func (c *Conn) Close() error {
-	err := c.st.Close()
-	if err == nil {
-		c.l.forget(c)
-	}
-	return c.wrap("close", err)
-}
-
-// SetLinger with 0 makes Close reset the client, which then sees an error instead of
-// a clean end, and may lose what was sent and it has not read. Any other number
-// restores the default.
-func (c *Conn) SetLinger(sec int) error { return c.wrap("set", c.st.SetLinger(sec)) }
-
-// LocalAddr returns the public address that the client connected to.
-func (c *Conn) LocalAddr() net.Addr { return c.local }
-
-// RemoteAddr returns the client's address, as the relay saw it.
-func (c *Conn) RemoteAddr() net.Addr { return c.remote }
-
-// SetDeadline sets both deadlines.
-func (c *Conn) SetDeadline(t time.Time) error { return c.wrap("set", c.st.SetDeadline(t)) }
-
-// SetReadDeadline sets the deadline of reads, those that wait already too. The zero
-// time means none. Calls that miss it return an error with Timeout() that matches
-// os.ErrDeadlineExceeded.
-func (c *Conn) SetReadDeadline(t time.Time) error { return c.wrap("set", c.st.SetReadDeadline(t)) }
-
-// SetWriteDeadline is SetReadDeadline for writes.
-func (c *Conn) SetWriteDeadline(t time.Time) error { return c.wrap("set", c.st.SetWriteDeadline(t)) }

@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -49,7 +51,7 @@ func TestListenerClose(t *testing.T) {
 	_, err := l.Accept()
 	expectClosed(t, "Accept", err)
 	expectClosed(t, "Close again", l.Close())
-	log.wait(t, "service ended", 1)
+	log.wait(t, "session ended", 1)
 	if n := len(srv.Services()); n != 0 {
 		t.Errorf("%d services", n)
 	}
@@ -88,10 +90,10 @@ func TestListenerCloseKeepsConns(t *testing.T) {
 	}
 	sendAndExpect(t, client, app)
 	sendAndExpect(t, client2, app2)
-	log.wait(t, "client left", len(waiting))
+	eventually(t, "all refused", func() bool { return srv.Services()[0].Refused == int64(len(waiting)) })
 	eventually(t, "the service draining", func() bool { return srv.Services()[0].Draining })
 	s := srv.Services()
-	if len(s) != 1 || len(s[0].Clients) != 2 {
+	if len(s) != 1 || len(s[0].Clients) != 2 || s[0].Accepted != 2 || !maps.Equal(s[0].Refusals, map[string]int64{"no_app": 5}) {
 		t.Errorf("services %+v", s)
 	}
 	if c, err := net.Dial("tcp", l.Addr().String()); err == nil {
@@ -114,7 +116,7 @@ func TestListenerCloseKeepsConns(t *testing.T) {
 	if got, err := io.ReadAll(client2); err != nil || len(got) != 0 {
 		t.Errorf("the other client reads %q, %v", got, err)
 	}
-	log.wait(t, "service ended", 1)
+	log.wait(t, "session ended", 1)
 	if n := len(srv.Services()); n != 0 {
 		t.Errorf("%d services", n)
 	}
@@ -316,7 +318,7 @@ func fakeRelay(t testing.TB, reply string) (addr string, sessions <-chan *fakeSe
 		t.Fatal(err)
 	}
 	out := make(chan *fakeSession, 1)
-	done := make(chan struct{})
+	stop, done := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(done)
 		for {
@@ -335,11 +337,14 @@ func fakeRelay(t testing.TB, reply string) (addr string, sessions <-chan *fakeSe
 			lines := bufio.NewReader(control)
 			if _, err := lines.ReadBytes('\n'); err == nil {
 				io.WriteString(control, reply)
-				out <- &fakeSession{sess, control, lines}
+				select {
+				case out <- &fakeSession{sess, control, lines}:
+				case <-stop: // a listener came back that nobody waits for
+				}
 			}
 		}
 	}()
-	t.Cleanup(func() { ln.Close(); <-done })
+	t.Cleanup(func() { close(stop); ln.Close(); <-done })
 	return ln.Addr().String(), out
 }
 
@@ -427,6 +432,30 @@ func TestMalformedProxyHeader(t *testing.T) {
 	}
 }
 
+// An app that closes and is gone in the next moment has closed: nothing is kept for it.
+func TestCloseAndGone(t *testing.T) {
+	srv, addr := startRelay(t, relay.WithLease(time.Hour))
+	for range 100 {
+		c, err := net.Dial("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sess := mux.Client(c, mux.Config{})
+		defer sess.Close()
+		control, err := sess.Open([]byte(`{"version":1,"name":"gone"}` + "\n"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		control.SetDeadline(time.Now().Add(patience))
+		if line, err := bufio.NewReader(control).ReadString('\n'); err != nil || !strings.Contains(line, `"lease"`) {
+			t.Fatalf("the relay says %q, %v", line, err)
+		}
+		io.WriteString(control, `{"type":"close"}`+"\n")
+		sess.Close()
+		eventually(t, "no service", func() bool { return len(srv.Services()) == 0 })
+	}
+}
+
 // What a relay may say, and what it may not.
 func TestControl(t *testing.T) {
 	addr, sessions := fakeRelay(t, goodReply)
@@ -447,14 +476,16 @@ func TestControl(t *testing.T) {
 	sess.Close()
 
 	for name, bad := range map[string]string{"not JSON": "hello\n", "too long": string(make([]byte, 17<<10)), "cut": `{"type":`} {
-		l := register(t, addr)
+		told, events := watch(relay.EventLost)
+		l := register(t, addr, told, relay.WithBackoff(never, never))
 		sess := within(t, "a session", sessions)
 		io.WriteString(sess.control, bad)
 		sess.control.CloseWrite()
-		if _, err := l.Accept(); err == nil || errors.Is(err, net.ErrClosed) {
-			t.Errorf("%s: Accept: %v", name, err)
+		if ev := next(t, events, relay.EventLost); ev.Err == nil || errors.Is(ev.Err, net.ErrClosed) {
+			t.Errorf("%s: event %+v", name, ev)
 		}
 		within(t, "the session's end", sess.Done())
+		l.Close()
 	}
 
 	// A relay that says no more may go on carrying clients.
@@ -467,42 +498,58 @@ func TestControl(t *testing.T) {
 	accept(t, l).Close()
 }
 
-// A lost session ends Accept for good, and Close after it is as usual.
+// A lost session is no error of Accept's: that waits until the listener is back. Close
+// is as usual.
 func TestAcceptAfterSessionLost(t *testing.T) {
-	_, addr := startRelay(t)
+	srv, addr := startRelay(t)
 	for _, waiting := range []int{0, 1} { // clients in the backlog
 		var log logbook
 		check := nothingLeft(t)
-		l, transport := registerTapped(t, addr, relay.WithLogger(log.logger()))
+		told, events := watch(relay.EventLost, relay.EventResumed)
+		l, transport := registerTapped(t, addr, relay.WithLogger(log.logger()), told)
 		client, app := dial(t, l), accept(t, l)
 		for range waiting {
 			dial(t, l)
 		}
-		sendAndExpect(t, client, app)
+		eventually(t, "all given to the app", func() bool {
+			all := srv.Services() // in the second round those of the first are ending
+			return len(all) == 1 && all[0].Accepted == int64(1+waiting)
+		})
+		sendAndExpect(t, client, app) // so it has them
 		transport.Close()
-		// Clients that had come are given out or not.
-		var err error
-		for range waiting + 1 {
-			if _, err = l.Accept(); err != nil {
-				break
-			}
-		}
-		op, ok := err.(*net.OpError)
-		if !ok || op.Op != "accept" || op.Addr != l.Addr() || errors.Is(err, net.ErrClosed) || op.Timeout() {
-			t.Errorf("Accept: %#v", err)
-		}
+		expectLost(t, events)
 		if e := log.wait(t, "lost the relay", 1)[0]; e.level != slog.LevelWarn || e.attrs["err"] == nil {
 			t.Errorf("logged %+v", e)
 		}
-		within(t, "Done", l.Done())
+		next(t, events, relay.EventResumed)
+		log.wait(t, "back at the relay", 1)
+		// Clients that had come went with their session.
+		after := dial(t, l)
+		afterApp := accept(t, l)
+		expectAddrs(t, after, afterApp)
+		sendAndExpect(t, after, afterApp)
+		if got := l.Stats(); got.Accepted != 2 || got.Reconnects != 1 || got.Refused != int64(waiting) {
+			t.Errorf("stats %+v", got)
+		}
+		select {
+		case <-l.Done():
+			t.Error("Done is closed")
+		default:
+		}
+
+		last := startAccept(l)
 		if err := l.Close(); err != nil {
 			t.Errorf("Close: %v", err)
 		}
-		_, err = l.Accept()
+		expectClosed(t, "Accept that waited", within(t, "Accept's return", last).err)
+		_, err := l.Accept()
 		expectClosed(t, "Accept", err)
 		expectClosed(t, "Close again", l.Close())
+		afterApp.Close()
+		within(t, "Done", l.Done()) // the other conn's session is no more
 		app.Close()
 		client.Close()
+		after.Close()
 		if waiting == 0 { // the others are closed at the test's end
 			check()
 		}

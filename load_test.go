@@ -245,7 +245,7 @@ func TestManyRegistrations(t *testing.T) {
 	for i := range n {
 		l, err := relay.Register(t.Context(), addr, relay.WithName("the one"))
 		for code(err) == relay.CodeNameTaken { // the relay hears of the last Close in its own time
-			log.wait(t, "service ended", i)
+			log.wait(t, "session ended", i)
 			l, err = relay.Register(t.Context(), addr, relay.WithName("the one"))
 		}
 		if err != nil {
@@ -264,7 +264,7 @@ func TestManyRegistrations(t *testing.T) {
 		a.Close()
 		c.Close()
 	}
-	log.wait(t, "service ended", n)
+	log.wait(t, "session ended", n)
 	if len(srv.Services()) != 0 {
 		t.Errorf("%d services", len(srv.Services()))
 	}

@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -18,10 +19,21 @@ const (
 	// handshakeTimeout bounds everything up to the relay's reply, on both sides.
 	handshakeTimeout = 10 * time.Second
 
+	defaultHeartbeat = 10 * time.Second
+	defaultLease     = 60 * time.Second
+
+	defaultBackoffMin = 250 * time.Millisecond
+	defaultBackoffMax = 15 * time.Second
+
 	// defaultBacklog is net.core.somaxconn of Linux, what a TCP listener holds there.
 	defaultBacklog = 4096
 
-	maxName = 255 // bytes
+	// silentTime is how long a client that was accepted may say nothing before Drain
+	// does not wait for it any more. So long http.Server.Shutdown gives one, too.
+	silentTime = 5 * time.Second
+
+	maxName  = 255     // bytes
+	maxToken = 8 << 10 // the hello has room for 16 KiB
 )
 
 // A ServerOption is an option of NewServer.
@@ -39,19 +51,52 @@ type Option interface {
 type serverConfig struct {
 	tls            *tls.Config
 	log            *slog.Logger
-	ports          *ports.Pool
+	events         *events
+	heartbeat      heartbeat
+	ports          ports.Pool
 	publicHost     string
 	publicHostSet  bool
 	advertisedHost string
+	lease          time.Duration // negative: none
+	limits         Limits
+	authorize      authorizer // nil: anybody may register
+	tokens         tokens
+	maxOpens       int // streams in the life of a session; 0, but in tests: all that there are
 }
 
 type registerConfig struct {
-	tls     *tls.Config
-	log     *slog.Logger
-	name    string
-	port    int
+	tls       *tls.Config
+	log       *slog.Logger
+	events    *events
+	heartbeat heartbeat
+	name      string
+	port      int
+	shared    bool
+	token     string
+	inClear   bool // the token may be sent over plain TCP
+	wait      bool
+	min, max  time.Duration // of the backoff
+	// Nil is net.Dialer's. Another is the user's, who knows where it leads.
 	dial    func(ctx context.Context, network, addr string) (net.Conn, error)
 	backlog int
+}
+
+// heartbeat is when a session is pinged, and when it is taken for dead.
+type heartbeat struct{ interval, dead time.Duration }
+
+// with returns the heartbeat of a session whose other side wants to hear something as
+// often as that; 0: it does not say. Each side keeps to the shorter interval.
+func (h heartbeat) with(often time.Duration) heartbeat {
+	if often > 0 {
+		often = max(often, leastHeartbeat)
+		if h.interval <= 0 || often < h.interval {
+			h.interval = often
+		}
+	}
+	if h.dead > 0 && h.dead <= h.interval {
+		h.dead = 3 * h.interval // one that says no more often that it lives is not dead before
+	}
+	return h
 }
 
 type serverOption func(*serverConfig) error
@@ -121,7 +166,7 @@ func WithPorts(first, last int) ServerOption {
 		if first < 1 || last > 65535 || first > last {
 			return fmt.Errorf("relay: WithPorts(%d, %d): not a range within 1 to 65535", first, last)
 		}
-		c.ports = &ports.Pool{First: first, Last: last}
+		c.ports.First, c.ports.Last = first, last
 		return nil
 	})
 }
@@ -151,8 +196,167 @@ func WithAdvertisedHost(host string) ServerOption {
 	})
 }
 
+// WithHeartbeat sets how a session between app and relay is found to be dead. Each
+// side pings when it has heard nothing, or sent nothing, for interval; whatever
+// arrives is a sign of life. A side that has heard nothing for dead ends the session.
+// Defaults, also for 0, are 10 s and three times the interval; dead must be more
+// than interval. Negative: no pings, or no end for silence. The other side is told the
+// interval and sends something as often.
+//
+// A service that speaks plain muxado is not pinged, nor taken for dead.
+func WithHeartbeat(interval, dead time.Duration) Option {
+	h := heartbeat{interval, dead}
+	if h.interval == 0 {
+		h.interval = defaultHeartbeat
+	}
+	if h.dead == 0 {
+		h.dead = 3 * max(h.interval, defaultHeartbeat)
+		if h.interval > 0 {
+			h.dead = 3 * h.interval
+		}
+	}
+	var err error
+	if h.dead > 0 && h.dead <= h.interval {
+		err = fmt.Errorf("relay: WithHeartbeat(%v, %v): dead before a ping can be answered", interval, dead)
+	}
+	return bothOption{
+		func(c *serverConfig) error { c.heartbeat = h; return err },
+		func(c *registerConfig) error { c.heartbeat = h; return err },
+	}
+}
+
+// WithEvents has f called with what happens to services, one event at a time and in
+// order. It is called by the goroutines that do the work, so it must return soon, and
+// may not call Close, Shutdown or Disconnect. Nil, the default, is nobody.
+func WithEvents(f func(Event)) Option {
+	return bothOption{
+		func(c *serverConfig) error { c.events.f = f; return nil },
+		func(c *registerConfig) error { c.events.f = f; return nil },
+	}
+}
+
+// WithListen has listen make the public listeners, for a wrapped, inherited or
+// in-memory one. Network is "tcp" and address a host and port; port 0 is any. An
+// error that matches syscall.EADDRINUSE says that the port is taken. Connections
+// should have the methods CloseWrite and SetLinger that a *net.TCPConn has; without
+// them a half-close or a reset is not passed on. Nil, the default, is net.ListenConfig.
+func WithListen(listen func(ctx context.Context, network, address string) (net.Listener, error)) ServerOption {
+	return serverOption(func(c *serverConfig) error {
+		c.ports.ListenFunc = listen
+		return nil
+	})
+}
+
+// WithLease sets for how long the relay keeps the public address of an app whose
+// session broke: the port stays bound, nobody else gets it, and clients wait for the
+// app (Limits.WaitTime). The default, also for 0, is a minute. Negative: not at all.
+func WithLease(d time.Duration) ServerOption {
+	return serverOption(func(c *serverConfig) error {
+		c.lease = d
+		if d == 0 {
+			c.lease = defaultLease
+		}
+		return nil
+	})
+}
+
+// WithLimits sets what services and clients may take. See Limits for the defaults.
+func WithLimits(l Limits) ServerOption {
+	return serverOption(func(c *serverConfig) error {
+		c.limits = l
+		return l.validate()
+	})
+}
+
+// WithTokens lets those services register, and only those, that show one of the
+// tokens. All of one call are as good as each other, and one identity, so that an old
+// and a new one can be in use together while apps change over. Given several times,
+// each call is another identity: its services are kept apart as [Grant] says. Tokens
+// are compared in constant time. They should be long and random; an empty one is an
+// error. It excludes WithAuthorizer.
+func WithTokens(tokens ...string) ServerOption {
+	return serverOption(func(c *serverConfig) error { return c.tokens.add(tokens) })
+}
+
+// WithAuthorizer has authorize decide who may register and as what. It is asked at
+// each registration, also when an app comes back, and may take as long as the
+// handshake has time; ctx ends with that, or when the app has gone. Several calls may
+// run at once. An error refuses the app with CodeUnauthorized, and is logged here. Nil,
+// the default, lets everybody register; with a TLS config that verifies client
+// certificates, as the certificate's subject.
+func WithAuthorizer(authorize func(ctx context.Context, r Registration) (Grant, error)) ServerOption {
+	return serverOption(func(c *serverConfig) error {
+		c.authorize = authorize
+		return nil
+	})
+}
+
+// WithToken shows token to the relay. Over anything but TLS, a connection within this
+// machine or one of WithDialer's, Register refuses to send it and fails with
+// CodeInsecure; see WithTokenInClear. At most 8 KiB.
+func WithToken(token string) RegisterOption {
+	return registerOption(func(c *registerConfig) error {
+		if len(token) > maxToken {
+			return fmt.Errorf("relay: WithToken: %d bytes are more than %d", len(token), maxToken)
+		}
+		c.token = token
+		return nil
+	})
+}
+
+// WithTokenInClear lets the token be sent over plain TCP, where everybody on the way
+// can read and use it.
+func WithTokenInClear() RegisterOption {
+	return registerOption(func(c *registerConfig) error {
+		c.inClear = true
+		return nil
+	})
+}
+
+// WithShared lets services of the same name, all with WithShared and of the same
+// identity, have one public address together. Each new client goes to the one with
+// the fewest; the address stays while one of them lives. That is how an app is
+// replaced by its successor without a gap: start the new one, then close the old
+// one's listener. It needs WithName.
+func WithShared() RegisterOption {
+	return registerOption(func(c *registerConfig) error {
+		c.shared = true
+		return nil
+	})
+}
+
+// WithWait has Register try again, as long as its context lets it, when the relay
+// cannot be reached, is full, or the name or port is taken. By default it fails at
+// once. Credentials that are refused fail in any case.
+func WithWait() RegisterOption {
+	return registerOption(func(c *registerConfig) error {
+		c.wait = true
+		return nil
+	})
+}
+
+// WithBackoff sets how long a listener waits before it tries to reach a lost relay
+// again: a random time up to a bound that starts at min and doubles to max. Defaults,
+// also for 0, are 250 ms and 15 s. Neither may be negative, nor max less than min.
+func WithBackoff(min, max time.Duration) RegisterOption {
+	return registerOption(func(c *registerConfig) error {
+		if min < 0 || max < 0 {
+			return fmt.Errorf("relay: WithBackoff(%v, %v): negative", min, max)
+		}
+		c.min, c.max = cmp.Or(min, defaultBackoffMin), cmp.Or(max, defaultBackoffMax)
+		if max == 0 && c.max < c.min {
+			c.max = c.min
+		}
+		if c.max < c.min {
+			return fmt.Errorf("relay: WithBackoff(%v, %v): not a range", min, max)
+		}
+		return nil
+	})
+}
+
 // WithName names the service, for the relay's log and Services. A name belongs to
-// one service at a time; another that asks for it is refused with CodeNameTaken.
+// one service at a time, or to those that share it; another that asks for it is refused
+// with CodeNameTaken.
 // At most 255 bytes. By default, or with "", the service is called by its public
 // address.
 func WithName(name string) RegisterOption {

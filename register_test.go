@@ -416,7 +416,7 @@ func TestInMemory(t *testing.T) {
 	for range 3 {
 		echoes(t, dial(t, l))
 	}
-	if got := srv.Services()[0]; got.Name != "in memory" || got.Remote == "" {
+	if got := srv.Services()[0]; got.Name != "in memory" || len(got.Sessions) != 1 || got.Sessions[0].Remote == "" {
 		t.Errorf("service %+v", got)
 	}
 	if err := srv.Disconnect("in memory"); err != nil {

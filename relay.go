@@ -61,55 +61,66 @@
 //   - Each connection has a window of its own, so that a client or an app that does not
 //     read holds up nobody else.
 //
+// # What a listener does
+//
+// A [Listener] outlives its sessions with the relay. When one breaks, or the relay goes
+// away, it opens another in the background, for as long as it is not closed, and gets
+// the same public address: the relay keeps that for it for a while ([WithLease]), and
+// new clients wait there. Accept waits too, and fails only after Close, or when the
+// relay refuses the app for good. Connections that were accepted in a session that
+// broke end with an error. [WithEvents] tells of it.
+//
+// Several apps can share a name and its address ([WithShared]), to be replaced without
+// a gap or to share the work.
+//
 // # Concurrency
 //
-// All methods may be called from any goroutine. A Listener has three goroutines and a
-// Conn none. A Server has five for each service and two for each client, beside the
-// callers of Serve; its Close returns when they have ended. Nothing is logged unless
-// [WithLogger] is given.
+// All methods may be called from any goroutine. A Listener has one goroutine, and two
+// for each session, and a Conn none. A Server has one for each service, four for each
+// session and two for each client, beside the callers of Serve; its Close returns when
+// they have ended. Nothing is logged unless [WithLogger] is given.
 //
 // # Errors
 //
 // Register returns a [*RegisterError], whose Code tells what is wrong, unless an option
-// is. After Close the error of Accept matches net.ErrClosed; when the session with the
-// relay was lost it is another, and the listener is over: register anew. Errors of a
-// Conn are *net.OpError around net.ErrClosed, os.ErrDeadlineExceeded (with Timeout
-// true), syscall.ECONNRESET, syscall.EPIPE, or why the session ended. A clean end is
-// plain io.EOF.
+// is. After Close the error of Accept matches net.ErrClosed; when the relay will not
+// have the app any longer it is a *RegisterError. Errors of a Conn are *net.OpError
+// around net.ErrClosed, os.ErrDeadlineExceeded (with Timeout true),
+// syscall.ECONNRESET, syscall.EPIPE, or why the session ended. A clean end is plain
+// io.EOF.
+//
+// # Security
+//
+// A relay without [WithTokens], [WithAuthorizer] or a TLS config that verifies client
+// certificates gives public ports to whoever asks. Those ports are open to all: clients
+// are the app's to authenticate. A service belongs to the identity that registered it,
+// and so do its name, port and lease. Without [WithTLSConfig] whoever can read the
+// transport can read and change what it carries; tokens are not sent over it. What
+// peers may take is bounded by [Limits].
 //
 // # Limits
 //
-// There is no access control yet: no tokens, no bounds on services or clients but those
-// below. Whoever reaches the registration port may take public ports, and those are
-// open to all. Have services register on a loopback or private address, or over
-// [WithTLSConfig] with a config that asks for client certificates, and keep the relay
-// off the open internet.
-//
-// A lost session is not resumed yet: its connections end with an error, and so does
-// Accept. Nothing probes an idle session but the keep-alive of TCP, if that is what it
-// runs on, so that a peer whose machine is gone may be missed for minutes.
-//
-// All clients of a service share one transport connection, and with it the losses and
-// the congestion that it meets. A service has room for some 65,000 clients at a time,
-// and for a billion in the life of its session. Of bytes received that nobody has read
-// yet, a connection holds at most 256 KiB, or up to 16 MiB if its reader was seen to
-// keep up, and a session 256 MiB: beyond that the connection that holds most is reset.
-// New clients beyond the backlog ([WithBacklog]) are reset too.
+// All clients of an app share one transport connection, and with it the losses and the
+// congestion that it meets. An app has room for some 65,000 clients at a time. Of bytes
+// received that nobody has read yet, a connection holds at most 256 KiB, or up to
+// 16 MiB if its reader was seen to keep up, and a session 256 MiB: beyond that a
+// connection whose reader has stood still is reset. New clients beyond the backlog
+// ([WithBacklog]) are given to another app of a shared name, or reset.
 package relay
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
-	"github.com/tcprelay/relay/internal/ports"
+	"github.com/tcprelay/relay/internal/quota"
+	"github.com/tcprelay/relay/internal/tally"
 )
 
 // ErrServerClosed is what Serve and ListenAndServe return after Shutdown or Close.
@@ -119,31 +130,43 @@ var ErrServerClosed = errors.New("relay: server closed")
 // each gets a public listener of its own, whose clients are carried to it. The
 // server never dials anybody, and does not look at the bytes.
 type Server struct {
-	cfg serverConfig
+	cfg     serverConfig
+	refused *tally.Tally // everything that was over a limit or refused
 
 	mu        sync.Mutex
 	listeners map[*net.Listener]struct{} // by pointer: what users pass may not be comparable
 	pending   map[*net.Conn]struct{}     // registering
-	services  map[*service]struct{}      // with a public listener or clients
-	names     map[string]*service        // with a public listener and a name of their own
+	services  map[*service]struct{}      // with a public listener, a session, or one to come
+	names     map[string]*service        // those that were asked for
+	leases    map[leaseKey]*lease        // those that can be shown
 	closing   bool
+	warned    bool // that anybody may register
+
+	// Who holds how much; each for itself, beside mu.
+	pendingIPs quota.Book[netip.Addr]
+	owners     quota.Book[string] // services of each identity
+	clients    quota.Book[holder]
 
 	done chan struct{}  // closed when closing is set
 	wg   sync.WaitGroup // every goroutine of the server's, but for Serve's own
 }
 
 // NewServer returns a Server. Without options any free port serves as a public one,
-// on the host that services register at.
+// on the host that services register at, and anybody who reaches the registration
+// listener may register.
 func NewServer(opts ...ServerOption) (*Server, error) {
 	s := &Server{
 		cfg: serverConfig{
-			log:   slog.New(slog.DiscardHandler),
-			ports: new(ports.Pool),
+			log:       slog.New(slog.DiscardHandler),
+			events:    new(events),
+			heartbeat: heartbeat{defaultHeartbeat, 3 * defaultHeartbeat},
+			lease:     defaultLease,
 		},
 		listeners: make(map[*net.Listener]struct{}),
 		pending:   make(map[*net.Conn]struct{}),
 		services:  make(map[*service]struct{}),
 		names:     make(map[string]*service),
+		leases:    make(map[leaseKey]*lease),
 		done:      make(chan struct{}),
 	}
 	for _, o := range opts {
@@ -154,6 +177,14 @@ func NewServer(opts ...ServerOption) (*Server, error) {
 			return nil, err
 		}
 	}
+	if s.cfg.tokens != nil {
+		if s.cfg.authorize != nil {
+			return nil, errors.New("relay: WithTokens and WithAuthorizer exclude each other")
+		}
+		s.cfg.authorize = s.cfg.tokens.authorize
+	}
+	s.cfg.limits = s.cfg.limits.forServer()
+	s.refused = tally.New(s.cfg.log)
 	return s, nil
 }
 
@@ -178,21 +209,21 @@ func (s *Server) Serve(ln net.Listener) error {
 	defer s.untrack(&ln)
 	s.cfg.log.Info("listening", "addr", ln.Addr().String())
 	return s.acceptLoop(ln, func(conn net.Conn) {
-		s.handleRegistration(ln, conn)
+		if !s.spawn(func() { s.handleRegistration(ln, conn) }) {
+			hangUp(conn)
+		}
 	})
 }
 
-// acceptLoop runs handle in a goroutine for each connection. Errors that pass, such
-// as that no file descriptor is left, are waited out.
+// acceptLoop calls handle with each connection. Errors that pass, such as that no file
+// descriptor is left, are waited out.
 func (s *Server) acceptLoop(ln net.Listener, handle func(net.Conn)) error {
 	var delay time.Duration
 	for {
 		conn, err := ln.Accept()
 		if err == nil {
 			delay = 0
-			if !s.spawn(func() { handle(conn) }) {
-				hangUp(conn)
-			}
+			handle(conn)
 			continue
 		}
 		if s.isClosing() {
@@ -203,7 +234,7 @@ func (s *Server) acceptLoop(ln net.Listener, handle func(net.Conn)) error {
 			return err
 		}
 		delay = min(max(2*delay, 5*time.Millisecond), time.Second)
-		s.cfg.log.Warn("accept failed", "addr", ln.Addr().String(), "err", err, "retry_in", delay)
+		s.refused.Add("accept", "accept failed", "addr", ln.Addr().String(), "err", err, "retry_in", delay)
 		select {
 		case <-time.After(delay):
 		case <-s.done:
@@ -214,8 +245,8 @@ func (s *Server) acceptLoop(ln net.Listener, handle func(net.Conn)) error {
 // hangUp closes a connection that was not served. It is a reset, which nobody takes
 // for an answer of no bytes.
 func hangUp(conn net.Conn) {
-	if tc, ok := conn.(*net.TCPConn); ok {
-		tc.SetLinger(0)
+	if c, ok := conn.(interface{ SetLinger(int) error }); ok {
+		c.SetLinger(0)
 	}
 	conn.Close()
 }
@@ -238,6 +269,7 @@ func (s *Server) isClosing() bool {
 	return s.closing
 }
 
+// track enters a registration listener, and warns of one that is open to all.
 func (s *Server) track(ln *net.Listener) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -245,6 +277,12 @@ func (s *Server) track(ln *net.Listener) bool {
 		return false
 	}
 	s.listeners[ln] = struct{}{}
+	addr, ok := (*ln).Addr().(*net.TCPAddr)
+	if ok && !addr.IP.IsLoopback() && !s.cfg.guarded() && !s.warned {
+		s.warned = true
+		s.cfg.log.Warn("anybody who reaches this address may register services; see WithTokens, WithAuthorizer and WithTLSConfig",
+			"addr", addr.String())
+	}
 	return true
 }
 
@@ -254,57 +292,13 @@ func (s *Server) untrack(ln *net.Listener) {
 	delete(s.listeners, ln)
 }
 
-// handleRegistration runs a connection to a registration listener, from the
-// handshake to the end of the service that it registers.
-func (s *Server) handleRegistration(ln net.Listener, conn net.Conn) {
-	if !s.setPending(&conn, true) {
-		conn.Close()
-		return
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), handshakeTimeout)
-	defer cancel()
-	svc, err := s.register(ctx, ln, &conn)
-	s.setPending(&conn, false)
-	if err != nil {
-		s.cfg.log.Warn("registration failed", "remote", conn.RemoteAddr().String(), "err", err)
-		return
-	}
-	cancel()
-	svc.run()
-}
-
-func (s *Server) setPending(conn *net.Conn, is bool) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if !is {
-		delete(s.pending, conn)
-		return true
-	}
-	if !s.closing {
-		s.pending[conn] = struct{}{}
-	}
-	return !s.closing
-}
-
-func (s *Server) tlsServer(ctx context.Context, conn net.Conn) (net.Conn, error) {
-	if s.cfg.tls == nil {
-		return conn, nil
-	}
-	tc := tls.Server(conn, s.cfg.tls)
-	if err := tc.HandshakeContext(ctx); err != nil {
-		conn.Close()
-		return nil, fmt.Errorf("TLS handshake: %w", err)
-	}
-	return tc, nil
-}
-
 // Shutdown closes the registration listeners and all public ones, tells the
 // services, and waits until their clients have left; then it ends their sessions.
 // If ctx ends first it does what Close does and returns ctx's error.
 func (s *Server) Shutdown(ctx context.Context) error {
 	var told sync.WaitGroup
-	for _, svc := range s.stopListening() {
-		told.Go(svc.drain)
+	for _, m := range s.stopListening() {
+		told.Go(m.drain)
 	}
 	done := make(chan struct{})
 	go func() {
@@ -326,17 +320,17 @@ func (s *Server) Shutdown(ctx context.Context) error {
 // returns when all goroutines of the server's have ended.
 func (s *Server) Close() error {
 	var all sync.WaitGroup
-	for _, svc := range s.stopListening() {
-		all.Go(svc.cutOff)
+	for _, m := range s.stopListening() {
+		all.Go(func() { m.cutOff(ErrServerClosed) })
 	}
 	all.Wait()
 	s.wg.Wait()
 	return nil
 }
 
-// stopListening takes no more services and no more registrations, and returns the
-// services that there are.
-func (s *Server) stopListening() []*service {
+// stopListening takes no more services, clients and registrations, and returns the
+// sessions that there are.
+func (s *Server) stopListening() []*member {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.closing {
@@ -349,9 +343,9 @@ func (s *Server) stopListening() []*service {
 	for conn := range s.pending {
 		(*conn).Close()
 	}
-	all := make([]*service, 0, len(s.services))
+	var all []*member
 	for svc := range s.services {
-		all = append(all, svc)
+		all = append(all, svc.endLocked()...)
 	}
 	return all
 }
@@ -359,51 +353,90 @@ func (s *Server) stopListening() []*service {
 // ErrNoService is what Disconnect returns for a name that no service has.
 var ErrNoService = errors.New("relay: no service of that name")
 
-// Disconnect ends the session of the named service, and of earlier ones of that name
-// that are draining, which resets their clients. Name and port are free when it
-// returns.
+// Disconnect ends the sessions of the named service, those that are draining too,
+// which resets their clients, and its leases. The apps are told, so that their Accept
+// fails with CodeDisconnected and they do not come back by themselves; who shall never
+// come back must not be authorized. Name and port are free when it returns.
 func (s *Server) Disconnect(name string) error {
 	var named []*service
+	var members []*member
 	s.mu.Lock()
 	for svc := range s.services {
 		if svc.name == name {
 			named = append(named, svc)
 		}
 	}
+	if named == nil { // or the address of one without a name, which is nobody's name
+		for svc := range s.services {
+			if svc.title() == name {
+				named = append(named, svc)
+			}
+		}
+	}
+	for _, svc := range named {
+		members = append(members, svc.endLocked()...)
+	}
 	s.mu.Unlock()
 	if named == nil {
 		return ErrNoService
 	}
+	var all sync.WaitGroup
+	for _, m := range members {
+		all.Go(m.disconnect)
+	}
+	all.Wait()
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	for _, svc := range named {
-		svc.stopAccepting()
-		svc.cutOff()
-		s.remove(svc)
+		s.dropLocked(svc) // its sessions have ended, if not noticed it yet
 	}
 	return nil
 }
 
-// ServiceInfo describes a registered service at one moment.
+// Refusals counts, since the server began, the registrations and clients that were
+// refused or cut off, by why: the codes of registration errors, and the names in
+// Limits. There is also "no_app": no app took the client.
+func (s *Server) Refusals() map[string]int64 { return s.refused.Counts() }
+
+// ServiceInfo describes a public address at one moment.
 type ServiceInfo struct {
-	Name    string    // as given, or else the public address
-	Address string    // the public address, as the service was told
-	Remote  string    // where the service registered from
-	Since   time.Time // of the registration
-	// Draining says that the service takes no more clients.
+	Name     string    // as given, or else the public address
+	Address  string    // the public address, as the service was told
+	Identity string    // whose it is
+	Shared   bool      // several apps may have it
+	Since    time.Time // when it was first registered
+	// Draining says that it takes no more clients.
 	Draining bool
 
+	// Sessions are those of the apps behind it, in order of arrival. There is none
+	// while an app that was lost has still time to come back.
+	Sessions []SessionInfo
 	Clients  []ClientInfo // connected now, in order of arrival
-	Accepted int64        // clients since the registration
-	Refused  int64        // clients that could not be carried to the service
-	BytesIn  int64        // from clients to the service
-	BytesOut int64        // from the service to clients
+	Waiting  int          // clients that wait for an app to come back
+
+	Accepted int64            // clients that were connected to an app
+	Refused  int64            // clients that were not
+	Refusals map[string]int64 // and those that were cut off, by why; see Limits
+	BytesIn  int64            // from clients to the app
+	BytesOut int64            // from the app to clients
+}
+
+// SessionInfo describes the session of an app at one moment.
+type SessionInfo struct {
+	Remote    string        // where the app registered from
+	Since     time.Time     // when it did
+	LastHeard time.Time     // when anything last came from it
+	RoundTrip time.Duration // of the last ping; 0 before one was answered
+	Clients   int
+	Draining  bool // it gets no more clients
 }
 
 // ClientInfo describes a connected client at one moment.
 type ClientInfo struct {
 	Remote   string
 	Since    time.Time
-	BytesIn  int64 // from the client to the service
-	BytesOut int64 // from the service to the client
+	BytesIn  int64 // from the client to the app
+	BytesOut int64 // from the app to the client
 }
 
 // Services returns a snapshot of the services, sorted by name.
@@ -411,7 +444,9 @@ func (s *Server) Services() []ServiceInfo {
 	s.mu.Lock()
 	all := make([]*service, 0, len(s.services))
 	for svc := range s.services {
-		all = append(all, svc)
+		if svc.isOpen() {
+			all = append(all, svc)
+		}
 	}
 	s.mu.Unlock()
 	infos := make([]ServiceInfo, len(all))

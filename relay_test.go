@@ -82,14 +82,79 @@ func dial(t testing.TB, ln net.Listener) *net.TCPConn {
 // accept returns the next client, with the same patience.
 func accept(t testing.TB, ln net.Listener) conn {
 	t.Helper()
-	c, err := ln.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { c.Close() })
-	c.SetDeadline(time.Now().Add(patience))
-	return c.(conn)
+	return accepted(t, startAccept(ln))
 }
+
+// An acceptance is what Accept returned.
+type acceptance struct {
+	net.Conn
+	err error
+}
+
+// startAccept has a goroutine call Accept.
+func startAccept(ln net.Listener) <-chan acceptance {
+	out := make(chan acceptance, 1)
+	go func() {
+		c, err := ln.Accept()
+		out <- acceptance{c, err}
+	}()
+	return out
+}
+
+// accepted returns the client of a call that startAccept has begun.
+func accepted(t testing.TB, out <-chan acceptance) conn {
+	t.Helper()
+	a := within(t, "Accept's return", out)
+	if a.err != nil {
+		t.Fatal(a.err)
+	}
+	t.Cleanup(func() { a.Close() })
+	a.SetDeadline(time.Now().Add(patience))
+	return a.Conn.(conn)
+}
+
+// expectWaiting fails the test if a call that startAccept has begun has returned.
+func expectWaiting(t testing.TB, out <-chan acceptance) {
+	t.Helper()
+	select {
+	case a := <-out:
+		t.Fatalf("Accept: %v, %v", a.Conn, a.err)
+	default:
+	}
+}
+
+// watch returns an option that has events of the given kinds, or all, sent to a channel
+// that holds as many as a test brings about.
+func watch(kinds ...relay.EventKind) (relay.Option, <-chan relay.Event) {
+	events := make(chan relay.Event, 10_000)
+	return relay.WithEvents(func(ev relay.Event) {
+		if len(kinds) == 0 || slices.Contains(kinds, ev.Kind) {
+			events <- ev
+		}
+	}), events
+}
+
+// next returns the next event, which must be of the given kind.
+func next(t testing.TB, events <-chan relay.Event, kind relay.EventKind) relay.Event {
+	t.Helper()
+	ev := within(t, "event "+string(kind), events)
+	if ev.Kind != kind {
+		t.Fatalf("event %+v, want %q", ev, kind)
+	}
+	return ev
+}
+
+// expectLost waits for the loss of a listener's session, which is told with an error
+// that is not taken for the listener's Close.
+func expectLost(t testing.TB, events <-chan relay.Event) {
+	t.Helper()
+	if ev := next(t, events, relay.EventLost); ev.Err == nil || errors.Is(ev.Err, net.ErrClosed) {
+		t.Errorf("event %+v", ev)
+	}
+}
+
+// never is a backoff longer than any test, for listeners that are not to come back.
+const never = 100 * time.Hour
 
 // serveEcho echoes to every client until the listener ends.
 func serveEcho(ln net.Listener) {
@@ -259,7 +324,8 @@ func TestEcho(t *testing.T) {
 // header that the relay puts in front of a client's.
 func TestCounts(t *testing.T) {
 	var log logbook
-	srv, addr := startRelay(t, relay.WithLogger(log.logger()))
+	told, events := watch(relay.EventClientLeft, relay.EventEnded)
+	srv, addr := startRelay(t, relay.WithLogger(log.logger()), told)
 	l := register(t, addr, relay.WithName("counted"))
 
 	type count struct{ in, out int64 }
@@ -291,8 +357,8 @@ func TestCounts(t *testing.T) {
 		if s.Name != "counted" || s.Address != l.Addr().String() || s.Since.IsZero() || s.Draining {
 			t.Errorf("%s: service %+v", when, s)
 		}
-		if host, _, err := net.SplitHostPort(s.Remote); err != nil || host != "127.0.0.1" {
-			t.Errorf("%s: service came from %q", when, s.Remote)
+		if host, _, err := net.SplitHostPort(s.Sessions[0].Remote); err != nil || host != "127.0.0.1" {
+			t.Errorf("%s: service came from %q", when, s.Sessions[0].Remote)
 		}
 		if s.Accepted != 2 || s.Refused != 0 || len(s.Clients) != live || s.BytesIn != 500_003 || s.BytesOut != 70_001 {
 			t.Errorf("%s: service %+v", when, s)
@@ -302,7 +368,7 @@ func TestCounts(t *testing.T) {
 				t.Errorf("%s: client %+v, want %+v", when, c, want[c.Remote])
 			}
 		}
-		if got := l.Stats(); got != (relay.Stats{Accepted: 2, Live: live, BytesIn: 500_003, BytesOut: 70_001}) {
+		if got := l.Stats(); got != (relay.Stats{Accepted: 2, Live: live, BytesIn: 500_003, BytesOut: 70_001, Connected: true}) {
 			t.Errorf("%s: listener %+v", when, got)
 		}
 	}
@@ -337,9 +403,26 @@ func TestCounts(t *testing.T) {
 	if !maps.Equal(got, want) {
 		t.Errorf("logged %v, want %v", got, want)
 	}
+	clear(got)
+	for range 2 {
+		ev := next(t, events, relay.EventClientLeft)
+		got[ev.Remote] = count{ev.BytesIn, ev.BytesOut}
+		if ev.Service != "counted" || ev.Addr != l.Addr().String() || ev.Err != nil {
+			t.Errorf("event %+v", ev)
+		}
+	}
+	if !maps.Equal(got, want) {
+		t.Errorf("told %v, want %v", got, want)
+	}
 	l.Close()
-	if e := log.wait(t, "service ended", 1)[0]; e.attrs["bytes_in"] != int64(500_003) || e.attrs["bytes_out"] != int64(70_001) || e.attrs["accepted"] != int64(2) {
+	if e := log.wait(t, "session ended", 1)[0]; e.level != slog.LevelInfo || e.attrs["service"] != "counted" || e.attrs["kept"] != false || e.attrs["err"] != nil {
 		t.Errorf("logged %+v", e)
+	}
+	if ev := next(t, events, relay.EventEnded); ev.Service != "counted" || ev.Err != nil {
+		t.Errorf("event %+v", ev)
+	}
+	if got := l.Stats(); got.BytesIn != 500_003 || got.BytesOut != 70_001 {
+		t.Errorf("listener %+v", got)
 	}
 }
 
@@ -440,24 +523,20 @@ func TestServeAfterClose(t *testing.T) {
 }
 
 // Close resets every client, those still to be accepted too, and every conn of the
-// app's; the app's Accept says that the relay was lost.
+// app's. Its Accept goes on waiting, for a relay at the same address.
 func TestServerClose(t *testing.T) {
 	var log logbook
 	srv, addr := startRelay(t, relay.WithLogger(log.logger()))
-	l := register(t, addr)
+	told, events := watch(relay.EventLost, relay.EventResumed)
+	l := register(t, addr, told)
+	public := l.Addr().String()
 	client := dial(t, l)
 	app := accept(t, l)
 	sendAndExpect(t, client, app)
-	accepted := make(chan error, 1)
-	go func() {
-		_, err := l.Accept()
-		accepted <- err
-	}()
+	waiting := startAccept(l)
 
 	srv.Close()
-	if err := within(t, "Accept's return", accepted); err == nil || errors.Is(err, net.ErrClosed) {
-		t.Errorf("Accept: %v", err)
-	}
+	expectLost(t, events)
 	if n := len(srv.Services()); n != 0 {
 		t.Errorf("%d services after Close", n)
 	}
@@ -472,12 +551,25 @@ func TestServerClose(t *testing.T) {
 		c.Close()
 		t.Error("the public listener is open")
 	}
-	if n := len(log.with("service ended")); n != 1 {
-		t.Errorf("logged %d times that the service ended", n)
+	if ended := log.with("session ended"); len(ended) != 1 || ended[0].attrs["kept"] != false || ended[0].attrs["err"] == nil {
+		t.Errorf("logged %+v", ended)
 	}
 	if _, err := relay.Register(t.Context(), addr); code(err) != relay.CodeUnreachable {
 		t.Errorf("Register after Close: %v", err)
 	}
+	expectWaiting(t, waiting)
+
+	srv, err := relay.NewServer()
+	if err != nil {
+		t.Fatal(err)
+	}
+	serve(t, srv, addr)
+	next(t, events, relay.EventResumed)
+	if l.Addr().String() != public {
+		t.Errorf("back at %v, and not at %s", l.Addr(), public)
+	}
+	client = dial(t, l)
+	sendAndExpect(t, client, accepted(t, waiting))
 }
 
 // sendAndExpect sends a byte each way, after which both ends are known to be joined.
@@ -520,16 +612,19 @@ func TestServerCloseRacesClients(t *testing.T) {
 		accept(t, l)
 		srv.Close()
 		clients.Wait()
+		l.Close()
 	}
 }
 
-// Shutdown takes no more services and clients, waits for those that are there, and
-// then ends the session.
+// Shutdown takes no more services and clients, tells the apps, waits for the clients
+// that are there, and then ends the session.
 func TestShutdown(t *testing.T) {
 	var log logbook
 	srv, addr := startRelay(t, relay.WithLogger(log.logger()))
-	idle := register(t, addr)
-	l := register(t, addr, relay.WithName("busy"))
+	toldIdle, idleEvents := watch(relay.EventDraining, relay.EventLost, relay.EventEnded)
+	idle := register(t, addr, toldIdle)
+	told, events := watch(relay.EventDraining, relay.EventLost, relay.EventEnded)
+	l := register(t, addr, relay.WithName("busy"), told)
 	client := dial(t, l)
 	app := accept(t, l)
 	sendAndExpect(t, client, app)
@@ -537,12 +632,12 @@ func TestShutdown(t *testing.T) {
 	done := make(chan error, 1)
 	go func() { done <- srv.Shutdown(context.Background()) }()
 	// The service without clients goes at once.
-	if e := log.wait(t, "service ended", 1)[0]; e.attrs["addr"] != idle.Addr().String() {
+	if e := log.wait(t, "session ended", 1)[0]; e.attrs["addr"] != idle.Addr().String() || e.attrs["kept"] != false || e.attrs["err"] != nil {
 		t.Errorf("ended first: %+v", e)
 	}
-	if _, err := idle.Accept(); err == nil || errors.Is(err, net.ErrClosed) {
-		t.Errorf("the idle service's Accept: %v", err)
-	}
+	next(t, idleEvents, relay.EventDraining)
+	next(t, events, relay.EventDraining)
+	waiting := startAccept(idle)
 	eventually(t, "the other service draining", func() bool {
 		s := srv.Services()
 		return len(s) == 1 && s[0].Draining
@@ -574,8 +669,15 @@ func TestShutdown(t *testing.T) {
 	if n := len(srv.Services()); n != 0 {
 		t.Errorf("%d services after Shutdown", n)
 	}
-	if _, err := l.Accept(); err == nil || errors.Is(err, net.ErrClosed) {
-		t.Errorf("Accept: %v", err)
+	// The apps wait for another relay, until they are closed.
+	expectWaiting(t, waiting)
+	idle.Close()
+	expectClosed(t, "Accept", within(t, "Accept's return", waiting).err)
+	l.Close()
+	within(t, "Done of the idle service", idle.Done())
+	within(t, "Done", l.Done())
+	if len(idleEvents)+len(events) > 0 {
+		t.Error("more events after a shutdown was told")
 	}
 }
 
@@ -600,6 +702,17 @@ func TestShutdownCutsOff(t *testing.T) {
 	}
 }
 
+// expectDisconnected checks that Accept says that the relay's operator ended the service.
+func expectDisconnected(t testing.TB, l *relay.Listener) {
+	t.Helper()
+	err := within(t, "Accept's return", startAccept(l)).err
+	op, ok := err.(*net.OpError)
+	if !ok || op.Op != "accept" || code(err) != relay.CodeDisconnected || errors.Is(err, net.ErrClosed) {
+		t.Errorf("Accept: %#v", err)
+	}
+	within(t, "Done", l.Done())
+}
+
 // Disconnect ends one service, resets its clients, and leaves its name and port to
 // be had again at once.
 func TestDisconnect(t *testing.T) {
@@ -620,9 +733,7 @@ func TestDisconnect(t *testing.T) {
 	}
 	again := register(t, addr, relay.WithName("gone"), relay.WithPort(first))
 	expectReset(t, client)
-	if _, err := l.Accept(); err == nil || errors.Is(err, net.ErrClosed) {
-		t.Errorf("Accept: %v", err)
-	}
+	expectDisconnected(t, l)
 	echoes(t, otherClient)
 	// Those that are draining too.
 	live, liveApp := dial(t, again), accept(t, again)

@@ -1,513 +1,387 @@
 package relay
 
 import (
-	"cmp"
-	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
-	"slices"
-	"strconv"
-	"sync"
 	"time"
 
-	"github.com/tcprelay/relay/internal/join"
 	"github.com/tcprelay/relay/internal/mux"
-	"github.com/tcprelay/relay/internal/ports"
+	"github.com/tcprelay/relay/internal/pulse"
+	"github.com/tcprelay/relay/internal/tally"
 	"github.com/tcprelay/relay/internal/wire"
 )
 
-// refusalTime is how long a refused service may take to hang up, so that our
-// hanging up does not overtake the reply.
-const refusalTime = 2 * time.Second
+const (
+	// sayTime is how long an app that reads nothing of its control stream may delay
+	// what it is told there, and noticeTime how long what it is told last.
+	sayTime    = 10 * time.Second
+	noticeTime = time.Second
 
-// drainNotice is how long a service that takes nothing may delay being told that the
-// relay goes away.
-const drainNotice = time.Second
+	// rotateAt is how many streams a session can still open when the app is asked for
+	// another one: the clients that come meanwhile need some.
+	rotateAt = 10_000
 
-// A service is one registration: a session with the app, and a public listener
-// whose clients are each a stream of it.
+	// leastHeartbeat is the shortest interval that an app may have us ping in.
+	leastHeartbeat = 100 * time.Millisecond
+)
+
+// A member is the relay's side of a session with an app: one of those that a service
+// has its clients carried by.
 //
-// Three kinds of goroutine run for it: run, which ends it, the accept loop, and two
-// for each client.
-type service struct {
+// Two kinds of goroutine run for it, beside the session's: run, which ends it, and
+// readControl.
+type member struct {
 	srv     *Server
-	log     *slog.Logger
-	name    string
-	named   bool   // by itself; otherwise name is addr
-	addr    string // the public address, as the service was told
+	asked   wire.Hello
+	grant   Grant
 	since   time.Time
+	remote  string
 	sess    *mux.Session
 	control *mux.Stream
 	lines   *wire.Reader  // of control; nil for a stock muxado client
-	ln      net.Listener  // public
 	pending *net.Conn     // its key in the server's book of those registering
-	replied chan struct{} // closed when the service was told its address
+	replied chan struct{} // closed when the app was told its address, or could not be
 
-	mu       sync.Mutex
-	clients  map[*client]struct{}
-	active   int // clients, and those for whom a stream is being opened
-	accepted int64
-	refused  int64
-	bytesIn  int64 // of clients that have left
-	bytesOut int64
-	draining bool
-	cut      bool          // cutOff was called
-	idle     chan struct{} // closed when draining and the last client has left
+	// Set when it is placed, before it gets clients.
+	svc     *service
+	lease   *lease
+	log     *slog.Logger
+	resumed bool
+	secret  string // of the lease; empty if it can't be shown
+
+	pulse *pulse.Pulse // nil for a stock muxado client
+	// interval is in which the app sends something, if only a ping; 0 if it need not.
+	interval time.Duration
+
+	// Guarded by service.mu.
+	taking   bool  // it may be given clients
+	leaving  bool  // it gets no more
+	rotating bool  // it was asked for another session; so far it gets clients
+	cut      error // why cutOff was called
+	closing  bool  // the app wants no more clients, and is to be told when there come no more
+	active   int   // clients, and those for whom a stream is being opened
+	opening  int   // those of the latter sort
+
+	idle chan struct{} // closed when it is leaving and the last client has left
 }
 
-// A client is a connection to a public listener.
-type client struct {
-	conn   *net.TCPConn
-	st     *mux.Stream
-	since  time.Time
-	header int64 // bytes of st that are not the client's
-}
+// run serves the session until it ends, or until it gets no more clients and the last
+// one has left.
+func (m *member) run() {
+	s := m.srv
+	m.log.Info("registered", "remote", m.remote, "protocol", m.protocol(), "resumed", m.resumed)
+	kind := EventRegistered
+	if m.resumed {
+		kind = EventResumed
+	}
+	m.svc.event(Event{Kind: kind, Remote: m.remote})
+	if m.lines != nil {
+		m.startPulse()
+		s.wg.Go(m.readControl) // run itself is counted, so this is in time, also when the server is closing
+	}
+	m.startTaking()
 
-func (c *client) counts() (in, out int64) {
-	in, out = c.st.Counts()
-	return in - c.header, out
-}
-
-// register takes a connection through TLS, the hello and the reply, and leaves a
-// service with a public listener. It owns the connection, which is pending until the
-// service is in the books.
-func (s *Server) register(ctx context.Context, ln net.Listener, pending *net.Conn) (*service, error) {
-	conn, err := s.tlsServer(ctx, *pending)
-	if err != nil {
-		return nil, err
-	}
-	// Room for the control stream, and for one more that comes with it: run makes a
-	// protocol error of that one too.
-	sess := mux.Server(conn, mux.Config{Backlog: 2})
-	svc := &service{srv: s, sess: sess, pending: pending,
-		clients: make(map[*client]struct{}), idle: make(chan struct{}), replied: make(chan struct{})}
-	hello, err := svc.readHello(ctx)
-	if err == nil {
-		err = svc.listen(s, ln, hello)
-	}
-	if err == nil {
-		err = svc.reply(ctx)
-		close(svc.replied)
-		if err != nil {
-			svc.stopAccepting()
-			s.remove(svc)
-		}
-	}
-	if err != nil {
-		svc.refuse(ctx, err)
-		return nil, err
-	}
-	return svc, nil
-}
-
-// A refusal is an error that the service is told.
-type refusal struct {
-	told wire.Error
-	err  error
-}
-
-func (r *refusal) Error() string { return r.told.Code + ": " + r.err.Error() }
-func (r *refusal) Unwrap() error { return r.err }
-
-func refuse(code, message string, err error) *refusal {
-	return &refusal{wire.Error{Code: code, Message: message}, err}
-}
-
-// readHello accepts the control stream and reads the hello from it. A stock muxado
-// client says none: it half-closes the stream.
-func (svc *service) readHello(ctx context.Context) (*wire.Hello, error) {
-	select {
-	case svc.control = <-svc.sess.Accepting():
-	case <-svc.sess.Done():
-		return nil, svc.sess.Err()
-	case <-ctx.Done():
-		return nil, fmt.Errorf("no control stream: %w", context.Cause(ctx))
-	}
-	svc.sess.ForbidStreams()
-	stop := cutShort(ctx, svc.control)
-	svc.lines = wire.NewReader(svc.control)
-	var hello wire.Hello
-	err := svc.lines.Read(&hello)
-	if late := stop(); late != nil {
-		err = late
-	}
-	var syntax *wire.SyntaxError
-	switch {
-	case err == io.EOF:
-		svc.lines = nil
-		return &wire.Hello{Version: wire.Version}, nil
-	case errors.Is(err, wire.ErrTooLong), errors.Is(err, wire.ErrCut), errors.As(err, &syntax):
-		return nil, refuse(wire.CodeMalformed, "the hello is not one line of JSON", fmt.Errorf("hello: %w", err))
-	case err != nil:
-		return nil, fmt.Errorf("hello: %w", err)
-	case hello.Version != wire.Version:
-		return nil, refuse(wire.CodeVersion, fmt.Sprintf("this relay speaks version %d", wire.Version),
-			fmt.Errorf("hello of version %d", hello.Version))
-	case len(hello.Name) > maxName:
-		return nil, refuse(wire.CodeMalformed, fmt.Sprintf("the name is longer than %d bytes", maxName),
-			fmt.Errorf("name of %d bytes", len(hello.Name)))
-	case hello.Port < 0 || hello.Port > 65535:
-		return nil, refuse(wire.CodePortUnavailable, "not a port", fmt.Errorf("port %d asked for", hello.Port))
-	}
-	svc.sess.EnableStop()
-	return &hello, nil
-}
-
-// cutShort has reads and writes of st end when ctx ends, until the function that it
-// returns is called. That one reports ctx's error if it came first.
-func cutShort(ctx context.Context, st *mux.Stream) (stop func() error) {
-	after := context.AfterFunc(ctx, func() { st.SetDeadline(time.Unix(1, 0)) })
-	return func() error {
-		if after() {
-			return nil
-		}
-		return context.Cause(ctx)
-	}
-}
-
-// listen opens the public listener and enters the service in the server's books.
-func (svc *service) listen(s *Server, registration net.Listener, hello *wire.Hello) error {
-	host := s.cfg.publicHost
-	if !s.cfg.publicHostSet {
-		host = hostOf(registration.Addr())
-	}
-	ln, err := s.cfg.ports.Listen(host, hello.Port)
-	switch {
-	case errors.Is(err, ports.ErrFull):
-		return refuse(wire.CodeServerFull, "no port is free", err)
-	case errors.Is(err, ports.ErrRange):
-		return refuse(wire.CodePortUnavailable, fmt.Sprintf("port %d is not one of this relay's", hello.Port), err)
-	case errors.Is(err, ports.ErrInUse):
-		return refuse(wire.CodePortUnavailable, fmt.Sprintf("port %d is in use", hello.Port), err)
-	case err != nil:
-		return refuse(wire.CodePortUnavailable, "the relay cannot listen on its public host", err)
-	}
-	svc.ln = ln
-	svc.since = time.Now()
-	svc.addr = net.JoinHostPort(s.advertisedHost(ln, svc.sess), strconv.Itoa(ln.Addr().(*net.TCPAddr).Port))
-	svc.name = cmp.Or(hello.Name, svc.addr)
-	svc.named = hello.Name != ""
-	svc.log = s.cfg.log.With("service", svc.name, "addr", svc.addr)
-	if err := s.add(svc); err != nil {
-		ln.Close()
-		return err
-	}
-	return nil
-}
-
-// hostOf returns the host to bind for those who register at addr.
-func hostOf(addr net.Addr) string {
-	if a, ok := addr.(*net.TCPAddr); ok {
-		if a.Zone != "" {
-			return a.IP.String() + "%" + a.Zone
-		}
-		if len(a.IP) == 0 {
-			return ""
-		}
-		return a.IP.String()
-	}
-	return "127.0.0.1" // of this machine, like a Unix socket, or in memory
-}
-
-// advertisedHost returns the host of a public address. All addresses are no address
-// to be told; the one at which the service came is known to work.
-func (s *Server) advertisedHost(ln net.Listener, sess *mux.Session) string {
-	if s.cfg.advertisedHost != "" {
-		return s.cfg.advertisedHost
-	}
-	addr := ln.Addr().(*net.TCPAddr)
-	if addr.IP.IsUnspecified() {
-		if at, ok := sess.LocalAddr().(*net.TCPAddr); ok {
-			return hostOf(at)
-		}
-	}
-	return hostOf(addr)
-}
-
-func (s *Server) add(svc *service) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closing {
-		return refuse(wire.CodeClosing, "the relay is going away", ErrServerClosed)
-	}
-	if svc.named && s.names[svc.name] != nil {
-		return refuse(wire.CodeNameTaken, fmt.Sprintf("another service is called %q", svc.name), fmt.Errorf("name %q is taken", svc.name))
-	}
-	if svc.named {
-		s.names[svc.name] = svc
-	}
-	s.services[svc] = struct{}{}
-	delete(s.pending, svc.pending) // from here on it is drained, not dropped
-	return nil
-}
-
-func (s *Server) remove(svc *service) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.services, svc)
-}
-
-func (s *Server) freeName(svc *service) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.names[svc.name] == svc {
-		delete(s.names, svc.name)
-	}
-}
-
-// reply tells the service its public address: in a line of JSON, and a stock client
-// as plain text.
-func (svc *service) reply(ctx context.Context) error {
-	stop := cutShort(ctx, svc.control)
 	var err error
-	if svc.lines == nil {
-		if _, err = io.WriteString(svc.control, svc.addr); err == nil {
-			err = svc.control.Close()
-		}
-	} else {
-		err = svc.say(wire.Reply{Version: wire.Version, Address: svc.addr})
-	}
-	if late := stop(); late != nil {
-		return late
-	}
-	return err
-}
-
-func (svc *service) say(v any) error {
-	line, err := wire.Line(v)
-	if err != nil {
-		return err
-	}
-	_, err = svc.control.Write(line)
-	return err
-}
-
-// refuse tells a service that it was not registered, if it is one, and ends the
-// session.
-func (svc *service) refuse(ctx context.Context, err error) {
-	var r *refusal
-	if !errors.As(err, &r) {
-		svc.sess.CloseWithError(mux.ProtocolError, err)
-		return
-	}
-	defer svc.sess.Close()
-	defer cutShort(ctx, svc.control)()
-	if svc.say(wire.Reply{Version: wire.Version, Error: &r.told}) != nil || svc.control.CloseWrite() != nil {
-		return
-	}
-	timer := time.NewTimer(refusalTime)
-	defer timer.Stop()
 	select {
-	case <-svc.sess.Done():
-	case <-timer.C:
+	case <-m.sess.Done():
+		err = m.sess.Err()
+	case <-m.idle:
+		m.finish() // what clients sent last may still be on its way
+	case <-m.sess.Accepting():
+		err = errors.New("the app opened a stream")
+		m.sess.CloseWithError(mux.ProtocolError, err)
 	}
+	defer m.sess.Close() // which waits a moment for a peer that takes nothing
+	m.stopTaking()
+	kept := m.release() // now, for a client who has all but takes its time is not to hold the lease
+	<-m.idle            // the others see the session's end
+	if m.pulse != nil {
+		m.pulse.Stop()
+	}
+	m.leave()
+	if why := m.whyCut(); why != nil {
+		err = why
+	} else if err != nil {
+		err = fmt.Errorf("session lost: %w", err)
+	}
+	m.log.Info("session ended", "remote", m.remote, "kept", kept, "err", cleanErr(err))
+	kind = EventEnded
+	if kept {
+		kind = EventLost
+	}
+	m.svc.event(Event{Kind: kind, Remote: m.remote, Err: err})
 }
 
-// run serves the service until its session ends, or until it has said that it takes
-// no more clients and the last one has left.
-func (svc *service) run() {
-	svc.log.Info("registered", "remote", svc.sess.RemoteAddr().String(), "protocol", svc.protocol())
-	svc.srv.spawn(svc.acceptClients)
-	if svc.lines != nil {
-		svc.srv.spawn(svc.readControl)
-	}
-	select {
-	case <-svc.sess.Done():
-	case <-svc.idle:
-		svc.sess.Finish() // what clients sent last may still be on its way
-	case <-svc.sess.Accepting():
-		svc.sess.CloseWithError(mux.ProtocolError, errors.New("the service opened a stream"))
-	}
-	err := svc.sess.Err()
-	svc.sess.Close()
-	svc.stopAccepting()
-	<-svc.idle // clients see the session's end
-	svc.srv.remove(svc)
-	info := svc.info()
-	svc.log.Info("service ended", "accepted", info.Accepted, "refused", info.Refused,
-		"bytes_in", info.BytesIn, "bytes_out", info.BytesOut, "err", err)
-}
-
-// protocol names what the service speaks, for the log.
-func (svc *service) protocol() string {
-	if svc.lines == nil {
+// protocol names what the app speaks, for the log.
+func (m *member) protocol() string {
+	if m.lines == nil {
 		return "muxado"
 	}
 	return "relay"
 }
 
-// readControl handles what the service says until it says no more.
-func (svc *service) readControl() {
+// startPulse watches the session, in the shorter interval of the two sides': each keeps
+// to that one.
+func (m *member) startPulse() {
+	h := m.srv.cfg.heartbeat.with(time.Duration(m.asked.HeartbeatMS) * time.Millisecond)
+	m.interval = h.interval
+	p := pulse.Start(m.sess, pulse.Config{
+		Interval: h.interval,
+		Dead:     h.dead,
+		Ping:     func(id int64) { m.say(wire.Control{Type: wire.Ping, ID: id}) },
+		Lost:     func(err error) { m.sess.Fail(mux.NoError, err) }, // a client may be waiting
+	})
+	m.svc.mu.Lock()
+	m.pulse = p
+	m.svc.mu.Unlock()
+}
+
+// release ends the hold of a session that has ended on its lease. It reports whether
+// the address is kept for the app.
+func (m *member) release() (kept bool) {
+	m.srv.mu.Lock()
+	defer m.srv.mu.Unlock()
+	return m.srv.releaseLocked(m)
+}
+
+// leave takes a session without clients out of the books.
+func (m *member) leave() {
+	s, svc := m.srv, m.svc
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	svc.mu.Lock()
+	delete(svc.members, m)
+	svc.mu.Unlock()
+	s.removeLocked(svc)
+}
+
+// cleanErr is for the log: an error may hold what a peer said.
+func cleanErr(err error) any {
+	if err == nil {
+		return nil
+	}
+	return tally.Clean(err.Error())
+}
+
+// finish ends a session without clients when the app has taken all that was sent to
+// it. An app that takes nothing for as long as would make it dead is cut off.
+func (m *member) finish() {
+	m.pulseStop()
+	if dead := m.srv.cfg.heartbeat.dead; dead > 0 {
+		p := pulse.Start(finishing{m.sess}, pulse.Config{Dead: dead, Lost: func(error) { m.sess.Close() }})
+		defer p.Stop()
+	}
+	m.sess.Finish()
+}
+
+func (m *member) pulseStop() {
+	if m.pulse != nil {
+		m.pulse.Stop()
+	}
+}
+
+// finishing is a session of which only what it still sends is of interest.
+type finishing struct{ *mux.Session }
+
+func (f finishing) LastHeard() time.Time {
+	heard, sent := f.Session.LastHeard(), f.Session.LastSent()
+	if sent.After(heard) {
+		return sent
+	}
+	return heard
+}
+
+func (finishing) Done() <-chan struct{} { return nil }
+
+// readControl handles what the app says until it says no more.
+func (m *member) readControl() {
 	for {
-		var m wire.Control
-		err := svc.lines.Read(&m)
+		var c wire.Control
+		err := m.lines.Read(&c)
 		if err == nil {
-			switch m.Type {
+			switch c.Type {
 			case wire.Ping:
-				err = svc.say(wire.Control{Type: wire.Pong, ID: m.ID})
+				err = m.say(wire.Control{Type: wire.Pong, ID: c.ID})
+			case wire.Pong:
+				m.pulse.Pong(c.ID)
 			case wire.Close:
-				svc.stopAccepting()
+				m.appCloses()
 			}
 		}
 		if err == io.EOF {
-			svc.stopAccepting()
+			m.appCloses()
 			return
 		}
 		if err != nil {
-			if svc.sess.Err() == nil { // otherwise it has ended, perhaps taking its time
-				svc.sess.CloseWithError(mux.ProtocolError, fmt.Errorf("control stream: %w", err))
+			if m.sess.Err() == nil { // otherwise it has ended, perhaps taking its time
+				m.sess.CloseWithError(mux.ProtocolError, fmt.Errorf("control stream: %w", err))
 			}
 			return
 		}
 	}
 }
 
-// drain tells the service that the relay is going away, and takes no more clients
-// for it.
-func (svc *service) drain() {
-	<-svc.replied // so that the reply comes first
-	if svc.lines != nil {
-		svc.control.SetWriteDeadline(time.Now().Add(drainNotice))
-		svc.say(wire.Control{Type: wire.Drain})
-		svc.control.SetWriteDeadline(time.Time{})
-	}
-	svc.stopAccepting()
-}
-
-// stopAccepting closes the public listener and gives up the name. The clients that
-// there are stay; when the last one has left the service is idle.
-func (svc *service) stopAccepting() {
-	svc.ln.Close()
-	svc.srv.freeName(svc)
-	svc.mu.Lock()
-	defer svc.mu.Unlock()
-	if svc.draining {
-		return
-	}
-	svc.draining = true
-	if svc.active == 0 {
-		close(svc.idle)
+// appCloses handles that the app wants no more clients: not in this session, and in no
+// other.
+func (m *member) appCloses() {
+	m.srv.endLease(m) // before the session may end for want of clients, which keeps the lease
+	m.stopTaking()
+	m.svc.mu.Lock()
+	first := !m.closing
+	m.closing = true
+	last := first && m.opening == 0
+	m.svc.mu.Unlock()
+	if last {
+		m.sayClosed()
 	}
 }
 
-func (svc *service) acceptClients() {
-	err := svc.srv.acceptLoop(svc.ln, func(conn net.Conn) { svc.carry(conn.(*net.TCPConn)) })
-	if !errors.Is(err, net.ErrClosed) && err != ErrServerClosed {
-		svc.log.Warn("public listener failed", "err", err)
-		svc.stopAccepting()
-	}
+// openedLocked counts a stream that is no longer being opened. It reports whether the
+// app is to be told that there come no more.
+func (m *member) openedLocked() (last bool) {
+	m.opening--
+	return m.closing && m.opening == 0
 }
 
-// carry opens a stream for a client and carries its bytes until both are done.
-func (svc *service) carry(conn *net.TCPConn) {
-	c, err := svc.open(conn)
-	if errors.Is(err, mux.ErrStreamsExhausted) {
-		svc.stopAccepting() // the app hears of it when the last client has left
-	}
+// sayClosed tells the app that no stream comes behind this line.
+func (m *member) sayClosed() { m.say(wire.Control{Type: wire.Closed}) }
+
+func (m *member) say(v any) error { return m.sayWithin(sayTime, v) }
+
+func (m *member) sayWithin(d time.Duration, v any) error {
+	line, err := wire.Line(v)
 	if err != nil {
-		hangUp(conn)
-		svc.log.Warn("client refused", "client", conn.RemoteAddr().String(), "err", err)
-		return
+		return err
 	}
-	err = join.Join(conn, c.st)
-	in, out := svc.forget(c)
-	svc.log.Info("client left", "client", conn.RemoteAddr().String(),
-		"bytes_in", in, "bytes_out", out, "seconds", time.Since(c.since).Seconds(), "err", err)
+	m.control.SetWriteDeadline(time.Now().Add(d))
+	_, err = m.control.Write(line)
+	return err
 }
 
-func (svc *service) open(conn *net.TCPConn) (*client, error) {
-	if !svc.enter() {
-		return nil, errors.New("the service takes no more clients")
+// drain tells the app that the session gets no more clients, and to look for another
+// one.
+func (m *member) drain() {
+	<-m.replied // so that the reply comes first
+	if m.lines != nil {
+		m.sayWithin(noticeTime, wire.Control{Type: wire.Drain})
 	}
-	var header []byte
-	if svc.lines != nil {
-		var room [64]byte
-		header = wire.AppendProxy(room[:0], conn.RemoteAddr(), conn.LocalAddr())
-	}
-	st, err := svc.sess.Open(header)
+	m.svc.intake.Wait() // for those who came before the public listener was closed
+	m.stopTaking()
+}
 
-	svc.mu.Lock()
-	defer svc.mu.Unlock()
-	if err != nil {
-		svc.refused++
-		svc.leaveLocked()
-		return nil, err
+// rotate has the app open another session before this one's stream ids are used up.
+func (m *member) rotate() {
+	m.svc.mu.Lock()
+	first := !m.rotating
+	m.rotating = true
+	m.svc.mu.Unlock()
+	if first {
+		m.log.Info("session rotates", "remote", m.remote)
+		m.sayWithin(noticeTime, wire.Control{Type: wire.Drain})
 	}
-	c := &client{conn: conn, st: st, since: time.Now(), header: int64(len(header))}
-	svc.clients[c] = struct{}{}
-	svc.accepted++
-	if svc.cut {
-		hangUp(conn)
+}
+
+// supersede ends a session whose lease a newer one has shown.
+func (m *member) supersede() {
+	m.endWith(wire.Error{Code: wire.CodeSuperseded, Message: "a newer session has taken the lease up"})
+}
+
+// disconnect ends a session at the operator's wish.
+func (m *member) disconnect() {
+	m.endWith(wire.Error{Code: wire.CodeDisconnected, Message: "disconnected by the relay"})
+}
+
+// endWith ends a session at once, after telling the app why.
+func (m *member) endWith(why wire.Error) {
+	<-m.replied
+	if m.lines != nil {
+		m.sayWithin(noticeTime, wire.Control{Type: wire.End, Error: &why})
 	}
-	return c, nil
+	m.cutOff(errors.New(why.Message))
 }
 
 // cutOff ends the session and resets all clients, also those who were sent everything
 // by an app that then closed, and have not taken it: the session's end leaves these
 // alone.
-func (svc *service) cutOff() {
-	svc.sess.Close()
-	svc.mu.Lock()
-	defer svc.mu.Unlock()
-	svc.cut = true
-	for c := range svc.clients {
-		hangUp(c.conn)
+func (m *member) cutOff(why error) {
+	m.svc.mu.Lock()
+	m.cut = why
+	m.svc.mu.Unlock()
+	m.stopTaking()
+	m.sess.Close()
+	var conns []net.Conn // a user's listener made them: closing one may take its time
+	m.svc.mu.Lock()
+	for c := range m.svc.clients {
+		if c.m == m {
+			conns = append(conns, c.conn)
+		}
+	}
+	m.svc.mu.Unlock()
+	for _, conn := range conns {
+		hangUp(conn)
 	}
 }
 
-func (svc *service) enter() bool {
-	svc.mu.Lock()
-	defer svc.mu.Unlock()
-	if svc.draining {
-		svc.refused++
+func (m *member) whyCut() error {
+	m.svc.mu.Lock()
+	defer m.svc.mu.Unlock()
+	return m.cut
+}
+
+// startTaking lets the session have clients.
+func (m *member) startTaking() {
+	m.svc.mu.Lock()
+	defer m.svc.mu.Unlock()
+	m.taking = true
+	m.svc.wakeLocked()
+}
+
+// stopTaking has the session get no more clients. Those that there are stay; when the
+// last one has left it is idle. It reports false if that was so already.
+func (m *member) stopTaking() bool {
+	m.svc.mu.Lock()
+	defer m.svc.mu.Unlock()
+	if m.leaving {
 		return false
 	}
-	svc.active++
+	m.leaving = true
+	if m.active == 0 {
+		close(m.idle)
+	}
 	return true
 }
 
-func (svc *service) leaveLocked() {
-	svc.active--
-	if svc.draining && svc.active == 0 {
-		close(svc.idle)
+// stepAside has a session whose lease is a newer one's get no more clients, and reports
+// whether it was about to leave in any case, with time for its clients to end.
+func (m *member) stepAside() bool {
+	m.svc.mu.Lock()
+	inOrder := m.leaving || m.rotating
+	m.svc.mu.Unlock()
+	m.stopTaking()
+	return inOrder
+}
+
+// releaseLocked counts a client less.
+func (m *member) releaseLocked() {
+	m.active--
+	if m.leaving && m.active == 0 {
+		close(m.idle)
 	}
 }
 
-func (svc *service) forget(c *client) (in, out int64) {
-	in, out = c.counts()
-	svc.mu.Lock()
-	defer svc.mu.Unlock()
-	delete(svc.clients, c)
-	svc.bytesIn += in
-	svc.bytesOut += out
-	svc.leaveLocked()
-	return in, out
-}
-
-func (svc *service) info() ServiceInfo {
-	svc.mu.Lock()
-	defer svc.mu.Unlock()
-	info := ServiceInfo{
-		Name:     svc.name,
-		Address:  svc.addr,
-		Remote:   svc.sess.RemoteAddr().String(),
-		Since:    svc.since,
-		Draining: svc.draining,
-		Clients:  make([]ClientInfo, 0, len(svc.clients)),
-		Accepted: svc.accepted,
-		Refused:  svc.refused,
-		BytesIn:  svc.bytesIn,
-		BytesOut: svc.bytesOut,
+func (m *member) infoLocked() SessionInfo {
+	info := SessionInfo{
+		Remote:    m.remote,
+		Since:     m.since,
+		LastHeard: m.sess.LastHeard(),
+		Clients:   m.active,
+		Draining:  m.leaving,
 	}
-	for c := range svc.clients {
-		in, out := c.counts()
-		info.BytesIn += in
-		info.BytesOut += out
-		info.Clients = append(info.Clients, ClientInfo{c.conn.RemoteAddr().String(), c.since, in, out})
+	if m.pulse != nil {
+		info.RoundTrip = m.pulse.RTT()
 	}
-	slices.SortFunc(info.Clients, func(a, b ClientInfo) int { return a.Since.Compare(b.Since) })
 	return info
 }

@@ -183,6 +183,6 @@ func TestStoppedReaderEnds(t *testing.T) {
 	app.Close()
 	client.SetLinger(0)
 	client.Close()
-	log.wait(t, "service ended", 1)
+	log.wait(t, "session ended", 1)
 	check()
 }

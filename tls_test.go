@@ -9,6 +9,7 @@ import (
 	"crypto/x509/pkix"
 	"errors"
 	"log/slog"
+	"maps"
 	"math/big"
 	"net"
 	"sync"
@@ -152,6 +153,9 @@ func expectRefusalLogged(t *testing.T, srv *relay.Server, log *logbook) {
 	if all := log.with(""); len(all) != 2 { // the other is "listening"
 		t.Errorf("logged %+v", all)
 	}
+	if kind, _ := e.attrs["kind"].(string); !maps.Equal(srv.Refusals(), map[string]int64{kind: 1}) {
+		t.Errorf("refusals %v, logged %+v", srv.Refusals(), e)
+	}
 	if n := len(srv.Services()); n != 0 {
 		t.Errorf("%d services", n)
 	}
@@ -191,8 +195,10 @@ func TestMutualTLS(t *testing.T) {
 				_, err := relay.Register(t.Context(), addr, relay.WithTLSConfig(bad))
 				expectRegisterError(t, err, addr, relay.CodeTLS)
 			}
-			log.wait(t, "registration failed", n)
-			if all := log.with(""); len(all) != n+1 || len(srv.Services()) != 0 {
+			eventually(t, "all refused", func() bool { return maps.Equal(srv.Refusals(), map[string]int64{"tls": n}) })
+			// The log has one a second.
+			e := log.wait(t, "registration failed", 1)
+			if all := log.with(""); len(all) != len(e)+1 || e[0].attrs["kind"] != "tls" || e[0].attrs["err"] == nil || len(srv.Services()) != 0 {
 				t.Errorf("logged %+v", all)
 			}
 			check()
@@ -209,18 +215,19 @@ func TestTLSOneSide(t *testing.T) {
 		name   string
 		server []relay.ServerOption
 		app    []relay.RegisterOption
-		want   relay.Code
 	}{
-		{"relay", []relay.ServerOption{relay.WithTLSConfig(relayTLS())}, nil, relay.CodeNotRelay},
-		{"app", nil, []relay.RegisterOption{relay.WithTLSConfig(clientTLS())}, relay.CodeTLS},
+		{"relay", []relay.ServerOption{relay.WithTLSConfig(relayTLS())}, nil},
+		{"app", nil, []relay.RegisterOption{relay.WithTLSConfig(clientTLS())}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			srv, addr, log := startLogged(t, tt.server...)
 			check := nothingLeft(t)
-			if _, err := relay.Register(t.Context(), addr, tt.app...); code(err) != tt.want {
-				t.Errorf("Register: %v", err)
-			}
+			_, err := relay.Register(t.Context(), addr, tt.app...)
+			expectRegisterError(t, err, addr, relay.CodeTLS)
 			expectRefusalLogged(t, srv, log)
+			if !maps.Equal(srv.Refusals(), map[string]int64{"tls": 1}) {
+				t.Errorf("refusals %v", srv.Refusals())
+			}
 			check()
 		})
 	}

@@ -4,13 +4,15 @@
 //
 //	go run github.com/tcprelay/relay/examples/forward -relay 127.0.0.1:8080 -to 127.0.0.1:3000 -port 8081
 //
-// It prints the public address on a line of its own. At SIGINT or SIGTERM it takes
-// no more clients, and ends when those that are there have left or at a second
-// signal.
+// It prints the public address on a line of its own, and keeps it when the relay is
+// lost for a time. At SIGINT or SIGTERM it takes no more clients, and ends when those
+// that are there have left, after -drain, or at a second signal.
 package main
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"flag"
 	"fmt"
@@ -18,6 +20,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
@@ -30,6 +33,12 @@ func main() {
 	to := flag.String("to", "127.0.0.1:3000", "local `address` that clients are carried to")
 	port := flag.Int("port", 0, "public port to ask for (default: the relay chooses)")
 	name := flag.String("name", "", "name of the service at the relay")
+	shared := flag.Bool("shared", false, "share the name, and its address, with others")
+	wait := flag.Bool("wait", false, "wait until the relay can be reached and has room")
+	useTLS := flag.Bool("tls", false, "reach the relay over TLS")
+	ca := flag.String("ca", "", "`file` with the certificates that the relay's is to be verified with (default: the system's); implies -tls")
+	token := flag.String("token", "", "`file` with the token to show the relay (default: the environment's RELAY_TOKEN)")
+	drain := flag.Duration("drain", 30*time.Second, "how long clients may go on after a signal to stop")
 	flag.Usage = usage
 	flag.Parse()
 	if flag.NArg() > 0 {
@@ -39,7 +48,18 @@ func main() {
 	}
 
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
-	if err := run(log, *at, *to, relay.WithPort(*port), relay.WithName(*name)); err != nil {
+	opts := []relay.RegisterOption{relay.WithLogger(log), relay.WithPort(*port), relay.WithName(*name)}
+	if *shared {
+		opts = append(opts, relay.WithShared())
+	}
+	if *wait {
+		opts = append(opts, relay.WithWait())
+	}
+	credentials, err := credentials(*useTLS, *ca, *token)
+	if err == nil {
+		err = run(log, *at, *to, *drain, append(opts, credentials...))
+	}
+	if err != nil {
 		log.Error("forward failed", "err", err)
 		os.Exit(1)
 	}
@@ -54,7 +74,35 @@ func usage() {
 	flag.PrintDefaults()
 }
 
-func run(log *slog.Logger, at, to string, opts ...relay.RegisterOption) error {
+// credentials are the options for what the relay is to prove and what it is shown.
+func credentials(useTLS bool, ca, tokenFile string) ([]relay.RegisterOption, error) {
+	token := os.Getenv("RELAY_TOKEN")
+	if tokenFile != "" {
+		b, err := os.ReadFile(tokenFile)
+		if err != nil {
+			return nil, fmt.Errorf("-token: %w", err)
+		}
+		token = strings.TrimSpace(string(b))
+	}
+	opts := []relay.RegisterOption{relay.WithToken(token)}
+	if !useTLS && ca == "" {
+		return opts, nil
+	}
+	config := new(tls.Config)
+	if ca != "" {
+		pem, err := os.ReadFile(ca)
+		if err != nil {
+			return nil, fmt.Errorf("-ca: %w", err)
+		}
+		config.RootCAs = x509.NewCertPool()
+		if !config.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("-ca: no certificate in %s", ca)
+		}
+	}
+	return append(opts, relay.WithTLSConfig(config)), nil
+}
+
+func run(log *slog.Logger, at, to string, drain time.Duration, opts []relay.RegisterOption) error {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	ln, err := relay.Register(ctx, at, opts...)
@@ -64,21 +112,26 @@ func run(log *slog.Logger, at, to string, opts ...relay.RegisterOption) error {
 	fmt.Println(ln.Addr())
 	defer context.AfterFunc(ctx, func() {
 		stop() // a second signal ends the program
-		log.Info("stopping")
+		log.Info("stopping", "drain", drain)
 		ln.Close()
 	})()
 
 	for {
 		c, err := ln.Accept()
 		if errors.Is(err, net.ErrClosed) {
-			<-ln.Done() // until the clients have what was sent to them
-			return nil
+			break
 		}
 		if err != nil {
 			return err
 		}
 		go carry(log, c.(*relay.Conn), to)
 	}
+	select {
+	case <-ln.Done(): // the clients have what was sent to them
+	case <-time.After(drain):
+		log.Warn("clients that were still connected were cut off", "after", drain)
+	}
+	return nil
 }
 
 // carry joins a client to a new local connection. If there is none the client is

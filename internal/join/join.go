@@ -4,10 +4,16 @@
 package join
 
 import (
+	"errors"
 	"io"
 	"net"
+	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/tcprelay/relay/internal/socket"
 )
 
 // Conn is a connection with half-close and reset, such as a *net.TCPConn.
@@ -31,18 +37,44 @@ type ender interface {
 	Ended() (ended, whole bool)
 }
 
+// keeper is a Stream that may have a copy of all that it took to send, for the case
+// that its peer refuses it.
+type keeper interface {
+	// Kept returns the copy if the peer did.
+	Kept() ([]byte, bool)
+}
+
+// Refused is the error of a Join whose stream was refused by its peer and kept all
+// that it had taken. The other connection is open and unharmed, without a read
+// deadline: it may be joined to another stream, once Head was written to that.
+type Refused struct {
+	// Head is what was read from the connection, all of it, and reached nobody.
+	Head []byte
+	Err  error // of the stream
+}
+
+func (r *Refused) Error() string { return r.Err.Error() }
+func (r *Refused) Unwrap() error { return r.Err }
+
 type joint struct {
 	c         Conn
 	st        Stream
-	delivered atomic.Bool // c was sent everything, and its FIN
+	finishing atomic.Bool // c was sent everything, and is about to be sent its FIN
+	delivered atomic.Bool // which it was
 
 	once sync.Once
 	err  error
+
+	mu   sync.Mutex // held by streamEnded
+	over bool       // nothing may be done to c any more
 }
 
 // Join carries bytes between c and st until both directions have ended, and closes
 // both. It returns nil if each ended with its sender's half-close or the stream's
 // peer closed, and otherwise what broke one; both were reset then.
+//
+// If the peer refuses a stream that keeps what it sends, as a mux.Stream does after
+// Keep, Join closes only the stream, and returns a *Refused.
 func Join(c Conn, st Stream) error {
 	j := &joint{c: c, st: st}
 	if e, ok := st.(ender); ok {
@@ -50,48 +82,94 @@ func Join(c Conn, st Stream) error {
 	}
 	var up sync.WaitGroup
 	up.Go(j.connToStream)
-	j.streamToConn()
+	refusal := j.streamToConn()
 	up.Wait()
+	j.mu.Lock() // streamEnded may be under way, or come late
+	j.over = true
+	j.mu.Unlock()
+	if refusal != nil && j.err == nil {
+		if head, ok := j.kept(); ok {
+			st.Close()
+			c.SetReadDeadline(time.Time{})
+			return &Refused{head, refusal}
+		}
+		j.reset(refusal) // somebody else closed the stream
+	}
 	st.Close()
 	c.Close()
-	j.once.Do(func() {}) // streamEnded may be about to set err
 	return j.err
 }
 
 func (j *joint) connToStream() {
 	_, err := j.st.ReadFrom(j.c)
+	if err == nil && socket.WasReset(j.c) && !j.finishing.Load() { // in this order: our own FIN may be on its way
+		// Its error went to a write, and the end that was read is none.
+		err = syscall.ECONNRESET
+	}
 	if err == nil {
 		err = j.st.CloseWrite()
 	}
-	if err != nil && !j.peerClosed() {
+	if err != nil && !j.peerClosed() && !j.isRefusal(err) {
 		j.reset(err)
 	}
 }
 
-func (j *joint) streamToConn() {
+// streamToConn returns the stream's error if that is a refusal, after which
+// connToStream does not wait for c.
+func (j *joint) streamToConn() (refusal error) {
 	_, err := j.st.WriteTo(j.c)
+	if _, refused := j.kept(); refused {
+		if j.c.SetReadDeadline(time.Unix(1, 0)) == nil {
+			return err
+		}
+	}
 	if err == nil {
+		j.finishing.Store(true)
 		err = j.c.CloseWrite()
 	}
 	if err != nil {
 		j.reset(err)
-		return
+		return nil
 	}
 	j.delivered.Store(true)
 	if j.peerClosed() {
 		j.c.Close()
 	}
+	return nil
 }
 
 // streamEnded does not wait for connToStream to notice, which sits in a read of c.
 func (j *joint) streamEnded(e ender, err error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.over {
+		return
+	}
 	_, whole := e.Ended()
+	_, refused := j.kept()
 	switch {
+	case refused: // streamToConn, which has nothing to write, deals with it
 	case !whole:
 		j.reset(err)
 	case j.delivered.Load():
 		j.c.Close()
 	}
+}
+
+// kept returns all that st has taken if its peer refused it.
+func (j *joint) kept() ([]byte, bool) {
+	if k, ok := j.st.(keeper); ok {
+		return k.Kept()
+	}
+	return nil, false
+}
+
+// isRefusal reports whether err, of connToStream, comes of the stream's refusal: it is
+// the stream's error, or that of the read of c that streamToConn ended. Otherwise it is
+// c's own.
+func (j *joint) isRefusal(err error) bool {
+	_, refused := j.kept()
+	return refused && (errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, j.st.CloseWrite()))
 }
 
 // peerClosed reports that the stream's peer has sent all it will and takes no more:

@@ -75,11 +75,11 @@ func fuzzFrames(t *testing.T, kind byte, input []byte) {
 	var users sync.WaitGroup
 	for range 2 {
 		st := openStream(t, s)
-		users.Go(func() { fuzzUse(st) })
+		users.Go(func() { fuzzUse(t, st) })
 	}
 	users.Go(func() {
 		for st := range acceptedBy(s) {
-			users.Go(func() { fuzzUse(st) })
+			users.Go(func() { fuzzUse(t, st) })
 		}
 	})
 	if kind&64 != 0 {
@@ -142,7 +142,7 @@ func frameList(list []byte) (frames []byte) {
 }
 
 // fuzzUse uses a stream in a way that depends on its id, and closes it in the end.
-func fuzzUse(st *Stream) {
+func fuzzUse(t *testing.T, st *Stream) {
 	defer st.Close()
 	switch st.ID() / 2 % 6 {
 	case 0: // an echo
@@ -156,12 +156,19 @@ func fuzzUse(st *Stream) {
 		io.ReadAll(st)
 		st.Write(make([]byte, 2*Window))
 	case 3: // takes a look and goes
-		st.Read(make([]byte, 100))
-		st.SetLinger(0)
+		st.Peek(make([]byte, 100))
+		if st.ID()&1 != 0 {
+			st.Read(make([]byte, 100))
+		}
+		st.Refuse()
 	case 4: // does not read
 		time.Sleep(time.Minute)
 	case 5: // is reset when the peer is gone
 		st.OnEnd(func(error) {})
-		st.ReadFrom(io.LimitReader(zeros{}, 100_000))
+		st.Keep(100_000)
+		n, err := st.ReadFrom(io.LimitReader(zeros{}, 100_000))
+		if b, ok := st.Kept(); ok && (len(b) < int(n) || err == nil && len(b) != 100_000) {
+			t.Errorf("kept %d bytes; ReadFrom sent %d, %v", len(b), n, err)
+		}
 	}
 }

@@ -1,6 +1,7 @@
 package mux
 
 import (
+	"fmt"
 	"io"
 	"net"
 )
@@ -12,7 +13,8 @@ const minRead = chunkSize / 4
 // input reads the transport into chunks and hands the bytes out by reference.
 // The session's reader owns it.
 type input struct {
-	conn net.Conn
+	conn  net.Conn
+	heard stamp // the last read that brought something
 	// beforeWait is called when everything read so far was handed out.
 	beforeWait func()
 
@@ -21,6 +23,11 @@ type input struct {
 
 	first  [8]byte // what the peer began with, for an error that helps
 	firsts int
+}
+
+func (in *input) init(conn net.Conn, beforeWait func()) {
+	in.conn, in.beforeWait = conn, beforeWait
+	in.heard.start()
 }
 
 // Read copies: the codec reads headers and fixed bodies through it.
@@ -69,6 +76,7 @@ func (in *input) fill() error {
 	for range 100 {
 		n, err := in.conn.Read(in.c.buf[in.w:])
 		if n > 0 {
+			in.heard.now()
 			in.firsts += copy(in.first[in.firsts:], in.c.buf[in.w:in.w+n])
 			in.w += n
 			return nil
@@ -78,6 +86,15 @@ func (in *input) fill() error {
 		}
 	}
 	return io.ErrNoProgress
+}
+
+// strange adds to err, which the first frame led to, what the peer began with.
+func (in *input) strange(err error) error {
+	first := in.first[:in.firsts]
+	if len(first) >= 2 && 0x14 <= first[0] && first[0] <= 0x17 && first[1] == 3 { // a record's type and version
+		return fmt.Errorf("%w: %w (the peer began with %q)", ErrTLS, err, first)
+	}
+	return fmt.Errorf("%w (the peer began with %q)", err, first)
 }
 
 // close gives the chunk back.

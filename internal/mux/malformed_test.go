@@ -96,6 +96,8 @@ func malformedFrames() []malformed {
 		{name: "HTTP", bytes: fixed([]byte("GET / HTTP/1.1\r\nHost: relay\r\n\r\n")), want: FrameSizeError, first: true, last: none},
 		{name: "HTTP/2", bytes: fixed([]byte("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")), want: FrameSizeError, first: true, last: none},
 		{name: "SSH", bytes: fixed([]byte("SSH-2.0-OpenSSH_9.9\r\n")), want: FrameSizeError, first: true, last: none},
+		{name: "almost TLS", bytes: fixed([]byte("\x16\x04\x01\x02\x00\x01\x00\x01")), want: FrameSizeError, first: true, last: none},
+		{name: "TLS alert", bytes: fixed([]byte("\x15\x03\x03\x00\x02\x02\x46 and more")), want: FrameSizeError, first: true, last: none},
 		{name: "TLS", bytes: fixed([]byte("\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 and so on")), want: FrameSizeError, first: true, last: none},
 	}
 	for _, n := range []int{0, 1, 3, 5, 8, maxLength} {
@@ -185,6 +187,9 @@ func (m malformed) test(t *testing.T, r role, send func(*rawPeer, []byte)) {
 	}
 	if m.first && !strings.Contains(err.Error(), fmt.Sprintf("%q", m.bytes(r)[:8])) {
 		t.Errorf("%q does not say what the peer began with", err)
+	}
+	if isTLS := strings.HasPrefix(m.name, "TLS"); errors.Is(err, ErrTLS) != isTLS {
+		t.Errorf("%v is ErrTLS: %v, want %v", err, !isTLS, isTLS)
 	}
 	<-p.done
 	if p.err != io.EOF {

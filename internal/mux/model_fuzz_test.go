@@ -1,6 +1,8 @@
 package mux
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -15,7 +17,9 @@ import (
 // other: streams opened from both sides, written to, half-closed, closed, reset, given
 // deadlines, read slowly or not at all. Whatever the program, each stream's bytes are
 // a prefix of what was sent to it; behind a clean end they are all of it, and there is
-// a clean end if nothing of the program stands against it; nothing is left in the end.
+// a clean end if nothing of the program stands against it; of a refused stream nobody
+// has read, and what it was to keep is all that was taken for it; nothing is left in
+// the end.
 //
 // The first byte chooses the transport and the limits. Each operation is two bytes:
 // what to do, and to which end of a stream or how much.
@@ -40,6 +44,11 @@ func FuzzModel(f *testing.F) {
 		f.Add([]byte{kind, opOpen, 0, opSettle, 0, opWrite, 0xf0, opWrite, 0x10, opSettle, 0, opWrite, 0x10, opCloseWrite, 0})
 		// Closed by the reader, with bytes unread, and a whole window of them.
 		f.Add([]byte{kind, opOpen, 0, opSettle, 0, opPause, 1, opWrite, 0xf0, opSleep, 200, opClose, 1})
+		// Refused before they are used, with little and much that is kept, and too much
+		// for that; and refused behind a read.
+		f.Add([]byte{kind, opOpen, 40, opWrite, 0x50, opReadFrom, 0xf0, opSettle, 255, opWrite, 0x50})
+		f.Add([]byte{kind, opOpen, 41, opOpen, 43, opWrite, 0x51, opReadFrom, 0xf0, opCloseWrite, 1, opSettle, 255})
+		f.Add([]byte{kind, opOpen, 0, opWrite, 0x30, opSettle, 0, opWrite, 0x20, opAbort, 0x11})
 		// More than a window, several times over.
 		f.Add([]byte{kind, opOpen, 1, opSettle, 0, opWrite, 0xf0, opWrite, 0xf0, opReadFrom, 0xf0, opWrite, 0xf0, opWrite, 0xf1, opReadFrom, 0xf1})
 	}
@@ -84,6 +93,9 @@ type model struct {
 	accepted []*Stream
 }
 
+// keeps is how much the streams of a model keep that were opened with a seed.
+var keeps = [3]int{0, 60_000, 1 << 30}
+
 // A modelEnd is one end of a stream. A writer and a reader of its own work for it.
 type modelEnd struct {
 	m     *model
@@ -97,7 +109,11 @@ type modelEnd struct {
 	paused   bool
 	patience int // counts what may let a Read that failed go on
 
+	opening            int   // what it was opened with
+	keep               int   // 0: it keeps nothing
 	sent               int64 // by calls that returned
+	unsent             int64 // read by a ReadFrom that was refused, behind that
+	gap                bool  // read by one that failed otherwise
 	finished           bool  // a FIN was sent behind that
 	closed, aborted    bool
 	got                int64
@@ -167,7 +183,7 @@ func (m *model) do(op int, arg byte) {
 		time.Sleep(time.Duration(arg) * 10 * time.Millisecond)
 		return
 	case opSettle:
-		m.settle()
+		m.settle(arg > 200)
 		return
 	case opRefuse:
 		if arg > 200 {
@@ -197,7 +213,11 @@ func (m *model) do(op int, arg byte) {
 	case opClose:
 		e.close(false)
 	case opAbort:
-		e.close(true)
+		if arg>>4&1 != 0 {
+			e.refuse()
+		} else {
+			e.close(true)
+		}
 	case opReadDeadline:
 		e.st.SetReadDeadline(e.deadline(arg))
 		e.retry()
@@ -235,6 +255,10 @@ func (m *model) open(s *Session, opening int) {
 	}
 	e := m.newEnd(st, seed)
 	e.sent = int64(opening)
+	e.opening, e.keep = opening, keeps[seed%len(keeps)]
+	if e.keep > 0 {
+		st.Keep(e.keep)
+	}
 	m.byID[st.ID()] = e
 	m.start(e)
 }
@@ -252,8 +276,8 @@ func (m *model) start(e *modelEnd) {
 }
 
 // settle waits until nothing moves any more without time passing, and meets the
-// streams that were accepted.
-func (m *model) settle() {
+// streams that were accepted, or refuses them.
+func (m *model) settle(refuse bool) {
 	synctest.Wait()
 	m.mu.Lock()
 	accepted := m.accepted
@@ -263,6 +287,9 @@ func (m *model) settle() {
 		opened := m.byID[st.ID()]
 		e := m.newEnd(st, opened.seed+100)
 		e.other, opened.other = opened, e
+		if refuse {
+			e.refuse()
+		}
 		m.start(e)
 	}
 }
@@ -275,10 +302,12 @@ func (e *modelEnd) write() {
 		e.mu.Unlock()
 	}()
 	for w := range e.todo {
-		var n int64
+		var n, unsent int64
 		var err error
 		if w.from {
-			n, err = e.st.ReadFrom(io.LimitReader(&patternReader{e.seed, e.sent}, int64(w.n)))
+			src := &patternReader{e.seed, e.sent}
+			n, err = e.st.ReadFrom(io.LimitReader(src, int64(w.n)))
+			unsent = src.at - e.sent - n
 		} else {
 			b := make([]byte, w.n)
 			(&patternReader{e.seed, e.sent}).Read(b)
@@ -289,6 +318,11 @@ func (e *modelEnd) write() {
 		}
 		e.mu.Lock()
 		e.sent += n
+		if isRefusal(err) {
+			e.unsent += unsent
+		} else if unsent > 0 {
+			e.gap = true
+		}
 		e.mu.Unlock()
 		// ReadFrom finds out that there is no more only after it sent all.
 		if all := n == int64(w.n); err == nil && !all || err != nil && all && w.n > 0 && !w.from {
@@ -412,9 +446,27 @@ func (e *modelEnd) close(abort bool) {
 	e.changed.Broadcast()
 }
 
+func (e *modelEnd) refuse() {
+	err := e.st.Refuse()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if err == nil {
+		e.closed, e.aborted = true, true
+	}
+	e.paused = false
+	e.patience++
+	e.changed.Broadcast()
+}
+
+// isRefusal reports whether err says that the peer refused a stream.
+func isRefusal(err error) bool {
+	se, ok := errors.AsType[*StreamError](err)
+	return ok && se.Remote && (se.Code == StreamRefused || se.Code == AcceptQueueFull)
+}
+
 // finish lets everything go on, ends all streams cleanly and looks at them.
 func (m *model) finish() {
-	m.settle()
+	m.settle(false)
 	for _, e := range m.ends {
 		e.st.SetDeadline(time.Time{})
 		e.mu.Lock()
@@ -424,7 +476,7 @@ func (m *model) finish() {
 	}
 	// On a line, what is under way takes time. All readers read, so it ends.
 	time.Sleep(time.Minute)
-	m.settle()
+	m.settle(false)
 	for _, e := range m.ends {
 		close(e.todo)
 	}
@@ -484,6 +536,7 @@ func (m *model) check(e *modelEnd) {
 		m.t.Errorf("stream %d: a Read waits although all has ended", id)
 		return
 	}
+	m.checkKept(e)
 	o := e.other
 	if o == nil { // nobody ever sent anything
 		if e.got != 0 || e.readErr == io.EOF {
@@ -496,6 +549,9 @@ func (m *model) check(e *modelEnd) {
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if isRefusal(e.readErr) && (o.got > 0 || o.sent > 0 || o.finished) {
+		m.t.Errorf("stream %d was refused by an end that has used it", id)
+	}
 	if e.got > o.sent {
 		m.t.Errorf("stream %d: read %d bytes, %d were sent", id, e.got, o.sent)
 	}
@@ -507,5 +563,22 @@ func (m *model) check(e *modelEnd) {
 	rude := o.closed && !m.stop
 	if !m.lost && !m.scarce && !e.closed && !o.aborted && !rude && e.readErr != io.EOF {
 		m.t.Errorf("stream %d: %v behind %d bytes of %d, want a clean end", id, e.readErr, e.got, o.sent)
+	}
+}
+
+// checkKept holds what an end has kept against what it took.
+func (m *model) checkKept(e *modelEnd) {
+	id := e.st.ID()
+	b, ok := e.st.Kept()
+	taken := e.sent + e.unsent
+	switch {
+	case ok && (e.keep == 0 || e.closed || e.gap || !isRefusal(e.readErr)):
+		m.t.Errorf("stream %d kept %d bytes, with no reason: %v", id, len(b), e.readErr)
+	case ok && !bytes.Equal(b, pattern(e.seed, int(taken))[e.opening:]):
+		m.t.Errorf("stream %d kept %d bytes, or other ones, of %d behind %d", id, len(b), taken, e.opening)
+	case ok && len(b) > e.keep:
+		m.t.Errorf("stream %d kept %d bytes, more than %d", id, len(b), e.keep)
+	case !ok && isRefusal(e.readErr) && !e.closed && !e.gap && e.keep > 0 && taken-int64(e.opening) <= int64(e.keep):
+		m.t.Errorf("stream %d kept nothing of %d bytes: %v", id, taken, e.readErr)
 	}
 }

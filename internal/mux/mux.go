@@ -28,6 +28,11 @@
 // package ([Session.EnableStop]) an RST with code StreamClosed that follows a
 // FIN says just that: what came before the FIN stands and ends in a clean EOF,
 // and the sender of the other direction gets an error.
+//
+// Nor does it say what became of the bytes of a stream that is reset. This package
+// sends the codes StreamRefused and AcceptQueueFull only for streams that nobody has
+// read from or written to, so a peer that kept what it sent ([Stream.Keep]) may give
+// it to somebody else.
 package mux
 
 import (
@@ -48,10 +53,19 @@ type Config struct {
 	// Backlog is how many streams that the peer opened may wait for Accept.
 	// One more is reset with AcceptQueueFull. Default 128.
 	Backlog int
+	// Accept, if not nil, is where the streams that the peer opens wait, in place of a
+	// queue of the session's own; Backlog does not count then, but the capacity, which
+	// must not be 0. Sessions may share it, at once or one after the other. What a
+	// session has put there stays when it ends, and reads as ended.
+	Accept chan *Stream
 	// MaxStreams bounds the streams alive at once, of both ends together.
 	// One more of the peer's is reset with StreamRefused; one more of ours makes
 	// Open return ErrTooManyStreams. Default 65,536.
 	MaxStreams int
+	// MaxOpens is how many streams this end may open in the life of the session. One
+	// more makes Open return ErrStreamsExhausted. Default, and most, all ids that the
+	// protocol has for one end: 2^30 - 1.
+	MaxOpens int
 	// MaxWindow is how far the receive window of a stream may grow, in bytes,
 	// when the sender is seen to wait for it. Default 16 MiB; never below Window.
 	MaxWindow int
@@ -69,8 +83,10 @@ func (c *Config) setDefaults() {
 	}
 	def(&c.Backlog, 128)
 	def(&c.MaxStreams, 1<<16)
+	def(&c.MaxOpens, maxOpens)
 	def(&c.MaxWindow, 16<<20)
 	def(&c.MaxUnread, 256<<20)
+	c.MaxOpens = min(c.MaxOpens, maxOpens)
 	c.MaxWindow = max(c.MaxWindow, Window)
 }
 
@@ -112,6 +128,11 @@ var (
 	ErrGoneAway         = errors.New("mux: the peer takes no more streams")
 	ErrCongested        = errors.New("mux: the transport takes nothing")
 )
+
+// ErrTLS is in the error of a session whose peer began with a TLS record where the
+// transport should have carried frames: one of the two sides has TLS and the other
+// has not.
+var ErrTLS = errors.New("the peer speaks TLS")
 
 // StreamError is what the calls of a stream return after it was reset.
 // It matches syscall.ECONNRESET, as a reset TCP connection's error does.

@@ -224,11 +224,16 @@ func TestRefusedStreams(t *testing.T) {
 		{"RefuseStreams", Config{}, (*Session).RefuseStreams, StreamRefused},
 		{"MaxStreams", Config{MaxStreams: 2}, func(s *Session) { s.Open(nil) }, StreamRefused},
 		{"Backlog", Config{Backlog: 1}, nil, AcceptQueueFull},
+		{"Accept", Config{}, nil, AcceptQueueFull},
 	} {
 		for _, n := range []int{0, 1, 17, 1000, Window, Window + 1, 1 << 20} {
 			t.Run(fmt.Sprintf("%s/%d", test.name, n), func(t *testing.T) {
 				inBubble(t, func(t *testing.T, r role) {
-					s, p := rawSession(t, r, test.cfg)
+					cfg := test.cfg
+					if test.name == "Accept" {
+						cfg.Accept = make(chan *Stream, 1) // of this bubble
+					}
+					s, p := rawSession(t, r, cfg)
 					p.send(synFrame(r.theirs(1), "first"))
 					first := accept(t, s)
 					if test.prep != nil {

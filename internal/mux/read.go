@@ -11,6 +11,10 @@ const (
 	// Otherwise a stopped reader's few bytes could hold many whole chunks.
 	minRef = 16 << 10
 	maxRef = 64 << 10
+
+	// maxTake bounds what WriteTo takes from the queue for one write, and counts as
+	// read when that is done. It is more than a chunk.
+	maxTake = 256 << 10
 )
 
 // deliver queues b, which lies in c, for the stream's readers. The session's reader
@@ -21,6 +25,7 @@ func (st *Stream) deliver(c *chunk, b []byte) {
 	if st.closed || st.reset {
 		return // it ended meanwhile; nobody will read b
 	}
+	st.heard, st.kept = true, nil
 	unread := st.unread.Add(int64(len(b))) - int64(len(b))
 	st.s.unread.Add(int64(len(b)))
 	if len(b) >= minRef && unread <= maxRef {
@@ -67,6 +72,7 @@ func (st *Stream) finishedByPeer() {
 	if !st.reset {
 		st.finRecv = true
 		st.rerr = io.EOF
+		st.heard, st.kept = true, nil
 	}
 	st.readable.Broadcast()
 	st.unlock()
@@ -86,9 +92,11 @@ func (st *Stream) awaitLocked() error {
 			return err
 		}
 		if len(st.segs) > 0 {
+			st.taken = true
 			return nil
 		}
 		if st.rerr != nil {
+			st.taken = true
 			return st.rerr
 		}
 		st.readable.Wait()
@@ -174,9 +182,13 @@ func (st *Stream) WriteTo(w io.Writer) (total int64, err error) {
 			}
 			return total, err
 		}
-		out.segs = append(out.segs[:0], st.segs...)
-		st.popLocked(len(st.segs))
-		st.copied = false
+		take, size := 0, 0
+		for take < len(st.segs) && size+len(st.segs[take].b) <= maxTake {
+			size += len(st.segs[take].b)
+			take++
+		}
+		out.segs = append(out.segs[:0], st.segs[:take]...)
+		st.popLocked(take)
 		st.mu.Unlock()
 
 		n, err := out.write(w)

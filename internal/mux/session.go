@@ -12,7 +12,10 @@ import (
 	"github.com/inconshreveable/muxado/frame"
 )
 
-const maxID = 1<<31 - 1
+const (
+	maxID    = 1<<31 - 1
+	maxOpens = (maxID - 1) / 2 // ids of one parity, less those that muxado leaves out
+)
 
 // A Session is one end of a connection that carries streams. Its methods may be
 // called from any goroutine.
@@ -32,6 +35,7 @@ type Session struct {
 	reads   atomic.Int64 // counts reads of streams: the clock of Stream.lastRead
 	grown   atomic.Int64 // by how much receive windows have grown beyond Window
 	refused atomic.Int64
+	offered atomic.Int64
 
 	mu         sync.Mutex
 	streams    map[uint32]*Stream
@@ -62,13 +66,16 @@ func newSession(conn net.Conn, cfg Config, odd uint32) *Session {
 		conn:      conn,
 		cfg:       cfg,
 		odd:       odd,
-		accept:    make(chan *Stream, cfg.Backlog),
+		accept:    cfg.Accept,
 		done:      make(chan struct{}),
 		streams:   make(map[uint32]*Stream),
 		lastLocal: odd,
 	}
+	if s.accept == nil {
+		s.accept = make(chan *Stream, cfg.Backlog)
+	}
 	s.out.init(conn, s.fail)
-	s.in = input{conn: conn, beforeWait: s.out.flush}
+	s.in.init(conn, s.out.flush)
 	s.calm.start()
 	s.wg.Go(s.out.run)
 	s.wg.Go(s.readFrames)
@@ -99,7 +106,7 @@ func (s *Session) open(opening []byte) (*Stream, error) {
 		return nil, ErrGoneAway
 	case len(s.streams) >= s.cfg.MaxStreams:
 		return nil, ErrTooManyStreams
-	case s.lastLocal > maxID-2:
+	case s.opensLeftLocked() == 0:
 		return nil, ErrStreamsExhausted
 	}
 	st := newStream(s, s.lastLocal+2)
@@ -114,8 +121,18 @@ func (s *Session) open(opening []byte) (*Stream, error) {
 	return st, nil
 }
 
-// Accept waits for a stream that the peer opened. What its first frame carried
-// can be read without waiting. Once the session ended it returns why.
+// OpensLeft returns how many streams this end may still open; see Config.MaxOpens.
+func (s *Session) OpensLeft() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.opensLeftLocked()
+}
+
+func (s *Session) opensLeftLocked() int { return s.cfg.MaxOpens - int(s.lastLocal-s.odd)/2 }
+
+// Accept waits for a stream that the peer opened, or with Config.Accept that of any
+// session that shares it. What its first frame carried can be read without waiting.
+// Once the session ended it returns why.
 func (s *Session) Accept() (*Stream, error) {
 	select {
 	case <-s.done: // whatever still waits
@@ -152,8 +169,21 @@ func (s *Session) ForbidStreams() {
 // many were open, or RefuseStreams was called.
 func (s *Session) Refused() int64 { return s.refused.Load() }
 
+// Offered counts the streams that the peer opened and that were, or are about to be,
+// there for Accept. It counts one before Accept has it.
+func (s *Session) Offered() int64 { return s.offered.Load() }
+
 // Done is closed when the session has ended.
 func (s *Session) Done() <-chan struct{} { return s.done }
+
+// LastHeard returns when bytes of the transport last arrived, and before the first
+// when the session began.
+func (s *Session) LastHeard() time.Time { return s.in.heard.time() }
+
+// LastSent returns when the transport last took bytes, and before the first when the
+// session began. A write that the transport is stuck in does not count; one that takes
+// its time, of 256 KiB and some small frames, counts when it is done.
+func (s *Session) LastSent() time.Time { return s.out.wrote.time() }
 
 // Err returns why the session ended, and nil before.
 func (s *Session) Err() error {
@@ -176,6 +206,9 @@ func (s *Session) CloseWithError(code Code, err error) {
 	s.out.hurry()
 	s.wg.Wait()
 }
+
+// Fail is CloseWithError for a caller who does not wait for the goroutines.
+func (s *Session) Fail(code Code, err error) { s.fail(&SessionError{Code: code, Err: err}) }
 
 // Finish ends the session when there is nothing left to do but to deliver: it sends
 // all that is queued, however long that takes, and waits until the peer has closed
@@ -260,7 +293,7 @@ func (s *Session) readFrames() {
 			}
 			se := frameError(err)
 			if !known && s.in.firsts > 0 {
-				se = &SessionError{se.Code, se.Remote, fmt.Errorf("%w (the peer began with %q)", se.Err, s.in.first[:s.in.firsts])}
+				se = &SessionError{se.Code, se.Remote, s.in.strange(se.Err)}
 			}
 			s.fail(se)
 			return
@@ -385,7 +418,7 @@ func (s *Session) handleSyn(id uint32, n int, fin bool) error {
 		s.mu.Unlock()
 		return s.in.skip(n)
 	}
-	if len(s.accept) == cap(s.accept) { // only this goroutine adds to it
+	if len(s.accept) == cap(s.accept) {
 		s.mu.Unlock()
 		return s.refuse(id, n, AcceptQueueFull)
 	}
@@ -396,7 +429,15 @@ func (s *Session) handleSyn(id uint32, n int, fin bool) error {
 	if err := s.receive(st, n, fin); err != nil {
 		return err
 	}
-	s.accept <- st
+	s.offered.Add(1) // before anybody has it
+	select {
+	case s.accept <- st:
+	default: // another session that shares the queue was faster
+		s.offered.Add(-1)
+		s.refused.Add(1)
+		s.lastDead = id
+		st.abort(AcceptQueueFull, net.ErrClosed)
+	}
 	return nil
 }
 

@@ -323,6 +323,41 @@ func TestTransportErrors(t *testing.T) {
 	}
 }
 
+// TestPeerSpeaksTLS has a peer that answers our frames with a TLS alert, which is
+// shorter than a frame, and hangs up. Less than the start of a record says nothing.
+func TestPeerSpeaksTLS(t *testing.T) {
+	for sent, want := range map[string]bool{
+		"\x15\x03\x01\x00\x02\x02\x0a": true,
+		"\x14\x03":                     true,
+		"\x15":                         false,
+		"\x13\x03\x01":                 false,
+		"\x18\x03\x01":                 false,
+	} {
+		t.Run(fmt.Sprintf("%q", sent), func(t *testing.T) {
+			inBubble(t, func(t *testing.T, r role) {
+				s, p := rawSession(t, r, Config{})
+				openStream(t, s)
+				synctest.Wait()
+				p.send([]byte(sent))
+				p.conn.Close()
+				<-s.Done()
+				err := sessionError(t, s)
+				if errors.Is(err, ErrTLS) != want || !errors.Is(err, io.ErrUnexpectedEOF) || !strings.Contains(err.Error(), fmt.Sprintf("%q", sent)) {
+					t.Errorf("the session ended with %v", err)
+				}
+			})
+		})
+	}
+	inBubble(t, func(t *testing.T, r role) { // what comes later is no start
+		s, p := rawSession(t, r, Config{})
+		p.send(synFrame(r.theirs(1), ""), []byte("\x16\x03\x01\x02\x00\x01\x00\x01"))
+		<-s.Done()
+		if err := sessionError(t, s); errors.Is(err, ErrTLS) {
+			t.Errorf("the session ended with %v", err)
+		}
+	})
+}
+
 type brokenConn struct {
 	net.Conn
 	read, write error
@@ -539,6 +574,9 @@ func TestEverythingAtOnce(t *testing.T) {
 				all.Go(func() {
 					for range 100 {
 						s.Refused()
+						s.LastHeard()
+						s.LastSent()
+						s.OpensLeft()
 						s.Err()
 						s.LocalAddr()
 						s.RemoteAddr()
@@ -579,16 +617,20 @@ func useStream(st *Stream, seed int) {
 		func() {
 			st.Counts()
 			st.Unread()
+			st.Progress()
+			st.Session()
 			st.ID()
 			st.Ended()
 			st.LocalAddr()
 			st.RemoteAddr()
 		},
 		func() { st.OnEnd(func(error) {}) },
+		func() { st.Keep(seed % 2 * 100_000); st.Kept() },
 		func() { st.SetReadDeadline(time.Now().Add(time.Millisecond)) },
 		func() { st.SetWriteDeadline(time.Now().Add(time.Millisecond)) },
 		func() { st.CloseWrite() },
 		func() { st.SetLinger(seed % 2) },
+		func() { st.Refuse() },
 		func() { st.Close() },
 		func() { st.Close() },
 	} {
@@ -621,12 +663,13 @@ func TestCodes(t *testing.T) {
 
 // TestConfigDefaults fills in what a Config leaves out, and keeps what it says.
 func TestConfigDefaults(t *testing.T) {
-	def := Config{128, 1 << 16, 16 << 20, 256 << 20}
+	queue := make(chan *Stream, 1)
+	def := Config{128, nil, 1 << 16, 1<<30 - 1, 16 << 20, 256 << 20}
 	for _, test := range []struct{ cfg, want Config }{
 		{Config{}, def},
-		{Config{-1, -1, -1, -1}, def},
-		{Config{1, 2, Window + 1, 3}, Config{1, 2, Window + 1, 3}},
-		{Config{MaxWindow: Window - 1}, Config{128, 1 << 16, Window, 256 << 20}},
+		{Config{-1, nil, -1, -1, -1, -1}, def},
+		{Config{1, queue, 2, 4, Window + 1, 3}, Config{1, queue, 2, 4, Window + 1, 3}},
+		{Config{MaxWindow: Window - 1, MaxOpens: 1 << 30}, Config{128, nil, 1 << 16, 1<<30 - 1, Window, 256 << 20}},
 	} {
 		got := test.cfg
 		got.setDefaults()

@@ -68,8 +68,8 @@ func TestShedSparesReader(t *testing.T) {
 	})
 }
 
-// TestShedInWriteTo sheds a stream whose bytes stay, since a WriteTo is stuck with
-// them. It is done with: others are shed instead when more comes.
+// TestShedInWriteTo sheds a stream of whose bytes some stay, since a WriteTo is stuck
+// with them. It is done with: others are shed instead when more comes.
 func TestShedInWriteTo(t *testing.T) {
 	inBubble(t, func(t *testing.T, r role) {
 		const limit = 4 << 20
@@ -93,7 +93,7 @@ func TestShedInWriteTo(t *testing.T) {
 				t.Fatalf("%d bytes are unread, far more than %d", n, limit)
 			}
 		}
-		if !hasEnded(stuck) || stuck.Unread() != 1<<20 {
+		if n := stuck.Unread(); !hasEnded(stuck) || n == 0 || n > maxTake {
 			t.Errorf("the stuck stream was shed: %t; it holds %d bytes", hasEnded(stuck), stuck.Unread())
 		}
 		// The bytes are let go of when the writer is.

@@ -32,6 +32,8 @@ type Stream struct {
 	// Receiving.
 	segs     []segment
 	copied   bool // the last segment's chunk is ours alone, to be filled up
+	heard    bool // the peer has sent DATA or a FIN
+	taken    bool // a reader got some of that, or the end
 	window   recvWindow
 	rerr     error // what a reader gets behind the last segment
 	finRecv  bool
@@ -45,6 +47,7 @@ type Stream struct {
 	finSent bool
 	sent    int64 // bytes queued
 	wdl     deadline
+	kept    *kept // since Keep; nil before, and when it was dropped
 
 	closed  bool // Close was called
 	reset   bool // an RST was sent or received: nothing more crosses the wire
@@ -78,6 +81,9 @@ func (st *Stream) unlock() {
 	}
 }
 
+// Session returns the session that the stream belongs to.
+func (st *Stream) Session() *Session { return st.s }
+
 // ID returns the stream's number in its session.
 func (st *Stream) ID() uint32 { return st.id }
 
@@ -94,7 +100,25 @@ func (st *Stream) Counts() (sent, received int64) {
 	return st.sent, st.received
 }
 
-// Unread returns how many bytes can be read without waiting.
+// Progress is how far a stream has come.
+type Progress struct {
+	Sent     int64 // bytes that Write and ReadFrom have queued, and what opened the stream
+	Received int64 // bytes that the reader of this end has consumed
+	Unread   int   // bytes that wait for it, or that WriteTo is writing
+
+	// HalfClosed: one direction has ended, by a FIN, and the other goes on.
+	HalfClosed bool
+}
+
+// Progress returns all of it as of one moment.
+func (st *Stream) Progress() Progress {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return Progress{st.sent, st.received, st.Unread(), !st.reset && st.finSent != st.finRecv}
+}
+
+// Unread returns how many bytes can be read without waiting, and how many WriteTo is
+// writing.
 func (st *Stream) Unread() int { return int(st.unread.Load()) }
 
 // SetDeadline sets both deadlines.
@@ -178,7 +202,7 @@ func (st *Stream) Close() error {
 		}
 		return nil
 	}
-	st.closed = true
+	st.closed, st.kept = true, nil
 	if !st.reset {
 		fin := !st.finSent
 		stop := !st.finRecv && (st.unread.Load() > 0 || st.s.stop.Load())
@@ -198,8 +222,20 @@ func (st *Stream) Close() error {
 	return nil
 }
 
+// Refuse is Close for a stream that was accepted and that nobody will serve: it is
+// reset, with StreamRefused, so that the peer knows that nothing was done with its
+// bytes. Once something was read from it, which Peek does not, or written to it, the
+// code is StreamReset.
+func (st *Stream) Refuse() error {
+	if !st.abort(StreamRefused, net.ErrClosed) {
+		return net.ErrClosed
+	}
+	return nil
+}
+
 // abort resets the stream, and closes it for its user if err is net.ErrClosed. It
-// reports false if it was closed already.
+// reports false if it was closed already. StreamRefused is only for a stream that was
+// not used, and becomes StreamReset for any other.
 func (st *Stream) abort(code Code, err error) bool {
 	st.mu.Lock()
 	if st.closed {
@@ -215,10 +251,13 @@ func (st *Stream) abort(code Code, err error) bool {
 	} else {
 		onEnd, st.onEnd = st.onEnd, nil
 	}
+	if code == StreamRefused && (st.taken || st.sent > 0 || st.finSent) {
+		code = StreamReset
+	}
 	if !st.reset && !(st.finSent && st.finRecv) {
 		st.s.out.reset(st.id, code)
 	}
-	st.reset = true
+	st.reset, st.kept = true, nil
 	st.rerr, st.werr = err, err
 	st.dropUnreadLocked()
 	st.readable.Broadcast()
@@ -280,6 +319,9 @@ func (st *Stream) end(err error, whole func() bool) bool {
 		st.rerr = err
 	}
 	st.werr = err
+	if !st.refusedLocked() {
+		st.kept = nil
+	}
 	f := st.onEnd
 	st.onEnd = nil
 	st.readable.Broadcast()

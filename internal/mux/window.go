@@ -101,6 +101,7 @@ func (st *Stream) windowIncreased(n int) error {
 		return &SessionError{Code: FlowControlError, Err: errWindow}
 	}
 	st.send += n
+	st.kept = nil // somebody has read
 	st.writable.Broadcast()
 	return nil
 }

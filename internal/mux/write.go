@@ -76,6 +76,9 @@ func (st *Stream) Write(p []byte) (n int, err error) {
 
 // queueLocked queues a copy of p, for which there is credit.
 func (st *Stream) queueLocked(p []byte) {
+	if st.kept != nil {
+		st.keepLocked(p)
+	}
 	st.send -= len(p)
 	st.sent += int64(len(p))
 	if !st.s.out.data(st, p) {
@@ -109,8 +112,8 @@ func (st *Stream) ReadFrom(r io.Reader) (total int64, err error) {
 		if n > 0 {
 			sent, werr := st.sendChunk(c, n)
 			total += int64(sent)
-			if werr != nil {
-				return total, werr
+			if werr != nil && (err == nil || err == io.EOF) {
+				return total, werr // otherwise what r says comes first, which may not show again
 			}
 		} else if c != nil {
 			c.release()
@@ -145,6 +148,7 @@ func nextSize(size, n, limit int) int {
 func (st *Stream) sendChunk(c *chunk, n int) (sent int, err error) {
 	st.mu.Lock()
 	if err = st.turnLocked(); err != nil {
+		st.unsentLocked(c, 0, n)
 		st.mu.Unlock()
 		c.release()
 		return 0, err
@@ -152,8 +156,12 @@ func (st *Stream) sendChunk(c *chunk, n int) (sent int, err error) {
 	m, err := st.creditLocked(n)
 	switch {
 	case err != nil:
+		st.unsentLocked(c, 0, n)
 		c.release()
 	case m == n && n > smallData:
+		if st.kept != nil {
+			st.keepLocked(c.buf[headerSize : headerSize+n])
+		}
 		st.send -= n
 		st.sent += int64(n)
 		st.s.out.bulkData(st, c, n)
@@ -168,6 +176,9 @@ func (st *Stream) sendChunk(c *chunk, n int) (sent int, err error) {
 			st.s.out.flush()
 			st.mu.Lock()
 			m, err = st.creditLocked(n - sent)
+		}
+		if err != nil {
+			st.unsentLocked(c, sent, n)
 		}
 		c.release()
 	}

@@ -52,6 +52,8 @@ type writer struct {
 	fail func(error)   // ends the session
 	read chan struct{} // closed when the session's reader has ended
 
+	wrote stamp // the last write that the transport took something of
+
 	mu         sync.Mutex
 	wake       sync.Cond // the flusher waits here
 	enc        encoder
@@ -74,12 +76,14 @@ type writer struct {
 	chunks *chunk // what is left of the others
 	bufs   [][]byte
 	rest   net.Buffers // what is left of bufs; a field, so that it is not allocated
+	passed int64       // bytes of it that the transport took, until notePassed
 }
 
 func (w *writer) init(conn net.Conn, fail func(error)) {
 	w.conn, w.fail = conn, fail
 	w.read = make(chan struct{})
 	w.raw = newRawWriter(conn)
+	w.wrote.start()
 	w.wake.L = &w.mu
 	w.enc.init()
 }
@@ -220,6 +224,7 @@ func (w *writer) flush() {
 			w.takeBatchLocked()
 			w.mu.Unlock()
 			all, err := w.writeRaw()
+			w.notePassed()
 			w.mu.Lock()
 			if err != nil {
 				w.err = err
@@ -292,9 +297,15 @@ func (w *writer) takeBatchLocked() {
 
 // writeRaw writes what the kernel takes of the batch at once and reports whether
 // that was all.
+//
+// This is the deepest that most goroutines of a stream get, and only just fits into
+// the stack that a goroutine starts with. A few bytes more in the frames of Stream.Write,
+// flush or this function, such as of another variable, and each of them has to copy its
+// stack: a tenth of the time that a short stream takes.
 func (w *writer) writeRaw() (all bool, err error) {
 	for len(w.out) > 0 {
 		n, err := w.raw.write(w.out)
+		w.passed += int64(n)
 		w.out = w.out[n:]
 		if err != nil || len(w.out) > 0 {
 			return false, err
@@ -302,6 +313,7 @@ func (w *writer) writeRaw() (all bool, err error) {
 	}
 	for c := w.chunks; c != nil; c = w.chunks {
 		n, err := w.raw.write(c.frame)
+		w.passed += int64(n)
 		c.frame = c.frame[n:]
 		if err != nil || len(c.frame) > 0 {
 			return false, err
@@ -309,6 +321,16 @@ func (w *writer) writeRaw() (all bool, err error) {
 		w.sent(c)
 	}
 	return true, nil
+}
+
+// notePassed keeps the time if the transport took anything since it was called last.
+//
+//go:noinline // see writeRaw
+func (w *writer) notePassed() {
+	if w.passed > 0 {
+		w.passed = 0
+		w.wrote.now()
+	}
 }
 
 // writeBlocking writes the batch, however long it takes.
@@ -324,7 +346,10 @@ func (w *writer) writeBlocking() error {
 		w.bufs = bufs
 	}
 	w.rest = bufs
-	if _, err := w.rest.WriteTo(w.conn); err != nil {
+	n, err := w.rest.WriteTo(w.conn)
+	w.passed += n
+	w.notePassed()
+	if err != nil {
 		return err
 	}
 	w.out = nil

@@ -13,7 +13,6 @@ import (
 	"bufio"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 )
 
@@ -34,12 +33,17 @@ type Hello struct {
 	Lease    string   `json:"lease,omitempty"`
 	Shared   bool     `json:"shared,omitempty"`
 	Features []string `json:"features,omitempty"`
+	// HeartbeatMS is how often the service wants to hear something, in milliseconds;
+	// 0 if it does not say. So is a Reply's.
+	HeartbeatMS int `json:"heartbeat_ms,omitempty"`
 }
 
 // Reply is the first line of a relay. It holds either Address or Error.
 type Reply struct {
-	Version     int    `json:"version"`
-	Address     string `json:"address,omitempty"`
+	Version int    `json:"version"`
+	Address string `json:"address,omitempty"`
+	// Lease, shown in the hello of a later session, brings the same address. It is a
+	// secret. Empty: the address goes with the session.
 	Lease       string `json:"lease,omitempty"`
 	HeartbeatMS int    `json:"heartbeat_ms,omitempty"`
 	Error       *Error `json:"error,omitempty"`
@@ -57,27 +61,33 @@ const (
 	CodeVersion         = "version"          // the relay does not speak the hello's version
 	CodePortUnavailable = "port_unavailable" // out of the relay's range, or in use
 	CodeNameTaken       = "name_taken"
-	CodeServerFull      = "server_full" // no port is left
-	CodeClosing         = "closing"     // the relay is going away
+	CodeServerFull      = "server_full"  // no port is left, or the limit of services reached
+	CodeClosing         = "closing"      // the relay is going away
+	CodeUnauthorized    = "unauthorized" // the credential does not do
+	CodeDisconnected    = "disconnected" // of End: by the relay's operator
+	CodeSuperseded      = "superseded"   // of End: a newer session has shown the lease
 )
 
 // Control is every later line.
 type Control struct {
-	Type string `json:"type"`
-	ID   int64  `json:"id,omitempty"` // of a ping, which its pong repeats
+	Type  string `json:"type"`
+	ID    int64  `json:"id,omitempty"`    // of a ping, which its pong repeats
+	Error *Error `json:"error,omitempty"` // of an end: why
 }
 
 // The types of Control.
 const (
-	Ping  = "ping"
-	Pong  = "pong"
-	Drain = "drain" // relay: it is going away and takes no more clients
-	Close = "close" // service: it accepts no more clients
+	Ping   = "ping"
+	Pong   = "pong"
+	Drain  = "drain"  // relay: this session gets no more clients; open another one
+	Close  = "close"  // service: it wants no more clients
+	Closed = "closed" // relay, to that: there come no more
+	End    = "end"    // relay: the session ends now, for a reason that stands
 )
 
 // Errors of Reader.
 var (
-	ErrTooLong = fmt.Errorf("line longer than %d bytes", MaxLine)
+	ErrTooLong = errors.New("line too long")
 	ErrCut     = errors.New("line without an end")
 )
 
@@ -88,17 +98,24 @@ func (e *SyntaxError) Error() string { return "line is not the JSON expected: " 
 func (e *SyntaxError) Unwrap() error { return e.Err }
 
 // A Reader reads the lines of a control stream.
-type Reader struct{ r *bufio.Reader }
+type Reader struct {
+	r     *bufio.Reader
+	limit int
+}
 
 // NewReader returns a Reader of r.
-func NewReader(r io.Reader) *Reader { return &Reader{bufio.NewReaderSize(r, MaxLine)} }
+func NewReader(r io.Reader) *Reader { return &Reader{bufio.NewReaderSize(r, MaxLine), MaxLine} }
+
+// Limit has lines longer than n bytes be too long from now on; n is MaxLine at most,
+// and that at the start.
+func (r *Reader) Limit(n int) { r.limit = n }
 
 // Read reads the next line into v, a pointer to a Hello, Reply or Control. At a
 // clean end before a line it returns io.EOF.
 func (r *Reader) Read(v any) error {
 	line, err := r.r.ReadSlice('\n')
 	switch {
-	case err == bufio.ErrBufferFull:
+	case err == bufio.ErrBufferFull, len(line) > r.limit:
 		return ErrTooLong
 	case err == io.EOF && len(line) > 0:
 		return ErrCut

@@ -1,0 +1,136 @@
+package relay
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/subtle"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"path"
+)
+
+// A Registration is what an app that asks for a public address shows of itself.
+type Registration struct {
+	Token  string               // as it was sent; may be empty
+	TLS    *tls.ConnectionState // nil over plain TCP
+	Remote net.Addr
+	Name   string // the name asked for; may be empty
+	Port   int    // the port asked for; 0 if the relay is to choose
+	Shared bool   // it would share the name with others
+}
+
+// A Grant is what an authorizer lets an app have.
+type Grant struct {
+	// Identity says whose the service is. Its name, port and lease are kept for that
+	// identity, and only services of one identity share a name. All apps of the empty
+	// identity are strangers to each other in this, but for shared names.
+	Identity string
+
+	// Names are the names that the app may ask for, as patterns of path.Match: "web",
+	// "web-*". Nil: any. An app that asks for none is let through.
+	Names []string
+
+	// FirstPort to LastPort are the public ports that it may have, of those that the
+	// relay has. 0, 0: any.
+	FirstPort, LastPort int
+
+	// Limits are those of the identity's own. Services, Clients and ClientsPerIP bound
+	// what it has in all, beside the server's; those on a service, its clients and its
+	// rates replace the server's; zero leaves the server's, and those on connections
+	// before registration and on unread bytes are not looked at.
+	Limits Limits
+}
+
+// An authorizer returns what an app may have, or why it may have nothing. The app is
+// told CodeUnauthorized alone.
+type authorizer func(context.Context, Registration) (Grant, error)
+
+var errToken = errors.New("no valid token")
+
+// tokens is the authorizer of WithTokens: a group of tokens for each call of it.
+type tokens [][][sha256.Size]byte
+
+func (t *tokens) add(group []string) error {
+	if len(group) == 0 {
+		return errors.New("relay: WithTokens: no token")
+	}
+	var sums [][sha256.Size]byte
+	for i, token := range group {
+		if token == "" {
+			return fmt.Errorf("relay: WithTokens: token %d is empty", i+1)
+		}
+		sums = append(sums, sha256.Sum256([]byte(token)))
+	}
+	*t = append(*t, sums)
+	return nil
+}
+
+// authorize takes as long for any token: all are compared, by their hashes.
+func (t tokens) authorize(_ context.Context, r Registration) (Grant, error) {
+	sum := sha256.Sum256([]byte(r.Token))
+	found := 0
+	for i, group := range t {
+		for _, token := range group {
+			found = subtle.ConstantTimeSelect(subtle.ConstantTimeCompare(sum[:], token[:]), i+1, found)
+		}
+	}
+	if found == 0 {
+		return Grant{}, errToken
+	}
+	return Grant{Identity: fmt.Sprintf("tokens %d", found)}, nil
+}
+
+// byCertificate is the authorizer where there is no other: who has shown a client
+// certificate that the TLS config had verified is known by its subject.
+func byCertificate(_ context.Context, r Registration) (Grant, error) {
+	if r.TLS == nil || len(r.TLS.VerifiedChains) == 0 {
+		return Grant{}, nil
+	}
+	return Grant{Identity: r.TLS.VerifiedChains[0][0].Subject.String()}, nil
+}
+
+// guarded reports that not just anybody may register.
+func (c *serverConfig) guarded() bool {
+	return c.authorize != nil ||
+		c.tls != nil && (c.tls.ClientAuth == tls.RequireAndVerifyClientCert || c.tls.GetConfigForClient != nil)
+}
+
+func (g *Grant) validate() error {
+	if g.FirstPort < 0 || g.LastPort > 65535 || g.FirstPort > g.LastPort || g.FirstPort == 0 && g.LastPort != 0 {
+		return fmt.Errorf("grant of ports %d to %d: not a range within 1 to 65535", g.FirstPort, g.LastPort)
+	}
+	for _, p := range g.Names {
+		if _, err := path.Match(p, ""); err != nil {
+			return fmt.Errorf("grant of name %q: %w", p, err)
+		}
+	}
+	return g.Limits.validate()
+}
+
+func (g *Grant) allowsName(name string) bool {
+	if g.Names == nil || name == "" {
+		return true
+	}
+	for _, p := range g.Names {
+		if ok, _ := path.Match(p, name); ok {
+			return true
+		}
+	}
+	return false
+}
+
+func (g *Grant) allowsPort(port int) bool {
+	return g.FirstPort == 0 || g.FirstPort <= port && port <= g.LastPort
+}
+
+// private reports that what is sent over conn cannot be read on a network: TLS, this
+// machine, or not a TCP connection at all.
+func private(conn net.Conn) bool {
+	if _, ok := conn.(*tls.Conn); ok {
+		return true
+	}
+	addr, ok := conn.RemoteAddr().(*net.TCPAddr)
+	return !ok || addr.IP.IsLoopback()
+}

@@ -1,0 +1,662 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/tcprelay/relay/internal/join"
+	"github.com/tcprelay/relay/internal/mux"
+	"github.com/tcprelay/relay/internal/socket"
+	"github.com/tcprelay/relay/internal/throttle"
+	"github.com/tcprelay/relay/internal/wire"
+)
+
+const (
+	// quiet is for how long an app may have said nothing before it is asked whether it
+	// is alive when a client comes. Its answer costs the client a round trip.
+	quiet = time.Second
+
+	// keepUnanswered is how much of what a client sent is kept until the app sends
+	// something: so that another app can have the client if this one refuses it, which
+	// it does when it closes its listener.
+	keepUnanswered = 64 << 10
+)
+
+// What clients are refused or cut off for, beside the errors below.
+const (
+	kindClients           = "clients"
+	kindClientsPerIP      = "clients_per_ip"
+	kindClientsPerService = "clients_per_service"
+	kindWaiting           = "waiting"
+	kindWaited            = "waited"
+	kindNoApp             = "no_app"
+	kindIdle              = "idle"
+	kindStalled           = "stalled"
+	kindLingered          = "lingered"
+	kindUnread            = "unread"
+)
+
+var (
+	errClosed  = errors.New("the service takes no more clients")
+	errWaiting = errors.New("too many clients wait for the app")
+	errWaited  = errors.New("the app did not come back in time")
+	errExpired = errors.New("the lease expired")
+
+	errDoubtful = errors.New("the app did not answer at once")
+)
+
+// A client is a connection to a public listener.
+type client struct {
+	svc    *service
+	conn   join.Conn // what is read and written
+	raw    net.Conn  // what was accepted
+	remote string
+	ip     netip.Addr
+	since  time.Time
+	gauge  *gauge // of conn; nil if outq and the stream tell all
+
+	// Guarded by service.mu.
+	m      *member // nil while it waits
+	st     *mux.Stream
+	header int64  // bytes of st that are not the client's
+	cut    string // what limit it was cut off for
+	met    bool   // an app has had it
+
+	// The carrying goroutine's.
+	notAgain []*member // refused it, or are over
+	doubted  []*member // did not answer at once, and were left for others
+	others   bool      // there is another one beside that which was picked
+
+	// The sweeper's.
+	last    mux.Progress
+	queued  int       // in the socket
+	took    int64     // by the gauge
+	movedAt time.Time // a byte, in either direction
+	tookAt  time.Time // the client took a byte, or had all
+}
+
+func (c *client) counts() (in, out int64) {
+	p := c.st.Progress()
+	return p.Sent - c.header, p.Received
+}
+
+// carry has a client connected to an app, and carries its bytes until both are done.
+func (svc *service) carry(conn net.Conn) {
+	c := &client{
+		svc:    svc,
+		raw:    conn,
+		conn:   wholeConn(conn),
+		remote: conn.RemoteAddr().String(),
+		ip:     ipOf(conn.RemoteAddr()),
+		since:  time.Now(),
+	}
+	_, watched := socket.Unacked(conn)
+	throttled := svc.limits.ClientBytesPerSecond > 0 || svc.in != nil
+	if throttled || !watched {
+		c.gauge = newGauge(c.conn, watched)
+		c.conn = c.gauge
+	}
+	if throttled {
+		perClient := svc.limits.ClientBytesPerSecond
+		c.conn = throttle.Conn(c.conn,
+			[]*throttle.Bucket{throttle.New(perClient), svc.in}, []*throttle.Bucket{throttle.New(perClient), svc.out})
+	}
+	if kind := svc.admit(c); kind != "" {
+		svc.intake.Done()
+		c.refuse(kind, errors.New("over a limit"))
+		return
+	}
+	defer svc.giveBack(c.claims())
+	var head []byte // what an app that refused the client was sent
+	for first := true; ; first = false {
+		err := svc.connect(c)
+		if first {
+			svc.intake.Done()
+		}
+		if err != nil {
+			svc.dismiss(c)
+			c.refuse(kindOfRefusal(err), err)
+			return
+		}
+		err = c.join(head)
+		var refused *join.Refused
+		if !errors.As(err, &refused) {
+			c.left(err)
+			return
+		}
+		head = refused.Head
+		svc.takeBack(c)
+	}
+}
+
+func kindOfRefusal(err error) string {
+	switch err {
+	case errWaiting:
+		return kindWaiting
+	case errWaited:
+		return kindWaited
+	}
+	return kindNoApp
+}
+
+// wholeConn gives a connection of a listener that is not TCP's the methods that it
+// lacks, without which a half-close or a reset is not passed on.
+func wholeConn(conn net.Conn) join.Conn {
+	if c, ok := conn.(join.Conn); ok {
+		return c
+	}
+	return halfConn{conn}
+}
+
+type halfConn struct{ net.Conn }
+
+func (c halfConn) CloseWrite() error {
+	if w, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return w.CloseWrite()
+	}
+	return nil
+}
+
+func (c halfConn) SetLinger(int) error { return nil }
+
+// A gauge counts what a connection takes of what is written to it. The stream counts a
+// write as a whole, which may be long over if a rate or the client is slow.
+type gauge struct {
+	join.Conn
+	piece int // of a write; 0: all of it
+	took  atomic.Int64
+}
+
+// newGauge returns one for c. If c is watched, by outq, its own slowness shows there.
+func newGauge(c join.Conn, watched bool) *gauge {
+	if watched {
+		return &gauge{Conn: c}
+	}
+	return &gauge{Conn: c, piece: 4 << 10}
+}
+
+// NetConn returns the connection that is counted, which can be asked for its state.
+func (g *gauge) NetConn() net.Conn { return g.Conn }
+
+func (g *gauge) Write(p []byte) (n int, err error) {
+	for n < len(p) && err == nil {
+		piece := p[n:]
+		if g.piece > 0 {
+			piece = piece[:min(len(piece), g.piece)]
+		}
+		var m int
+		m, err = g.Conn.Write(piece)
+		n += m
+		g.took.Add(int64(m))
+	}
+	return n, err
+}
+
+// A holder is who clients are counted for: the server (the zero holder), an IP
+// address, an identity, or an IP address at the services of an identity.
+type holder struct {
+	owned    bool
+	identity string
+	ip       netip.Addr
+}
+
+type claim struct {
+	holder holder
+	limit  int
+	kind   string
+}
+
+func (c *client) claims() []claim {
+	svc := c.svc
+	limits := &svc.srv.cfg.limits
+	claims := []claim{
+		{holder{}, limits.Clients, kindClients},
+		{holder{owned: true, identity: svc.identity}, svc.owner.Clients, kindClients},
+	}
+	if c.ip.IsValid() {
+		claims = append(claims,
+			claim{holder{ip: c.ip}, limits.ClientsPerIP, kindClientsPerIP},
+			claim{holder{owned: true, identity: svc.identity, ip: c.ip}, svc.owner.ClientsPerIP, kindClientsPerIP})
+	}
+	return claims
+}
+
+// admit counts a client in, or returns the limit that it is over.
+func (svc *service) admit(c *client) (kind string) {
+	claims := c.claims()
+	for i, cl := range claims {
+		if !svc.srv.clients.Take(cl.holder, cl.limit) {
+			svc.giveBack(claims[:i])
+			return cl.kind
+		}
+	}
+	svc.mu.Lock()
+	defer svc.mu.Unlock()
+	if limit := svc.limits.ClientsPerService; limit > 0 && len(svc.clients) >= limit {
+		svc.giveBack(claims)
+		return kindClientsPerService
+	}
+	svc.clients[c] = struct{}{}
+	if svc.closed && svc.sweeper != nil {
+		svc.sweeper.Reset(svc.limits.sweepEvery()) // it may have found nobody to look after
+	}
+	return ""
+}
+
+// giveBack counts a client out again.
+func (svc *service) giveBack(claims []claim) {
+	for _, cl := range claims {
+		svc.srv.clients.Give(cl.holder)
+	}
+}
+
+// refuse resets a client that was not connected to an app.
+func (c *client) refuse(kind string, err error) {
+	hangUp(c.conn)
+	svc := c.svc
+	svc.mu.Lock()
+	svc.refused++
+	svc.refusals[kind]++
+	svc.mu.Unlock()
+	svc.srv.refused.Add(kind, "client refused", svc.attrs("client", c.remote, "err", cleanErr(err))...)
+	svc.event(Event{Kind: EventClientRefused, Remote: c.remote, Err: err})
+}
+
+// dismiss takes a client that no app had out of the service's book.
+func (svc *service) dismiss(c *client) {
+	svc.mu.Lock()
+	defer svc.mu.Unlock()
+	delete(svc.clients, c)
+}
+
+// connect finds an app for a client and opens a stream to it. While the app is away
+// it waits.
+func (svc *service) connect(c *client) error {
+	w := waiter{svc: svc}
+	defer w.stop()
+	for {
+		m, changed, err := svc.pick(c)
+		if err != nil {
+			return err
+		}
+		if m == nil {
+			if err := w.wait(changed); err != nil {
+				return err
+			}
+			continue
+		}
+		if m.pulse != nil && !m.pulse.Fresh(quiet) {
+			if err := w.check(m, c.others); err != nil {
+				svc.release(m)
+				if err == errDoubtful {
+					c.doubted = append(c.doubted, m)
+					continue
+				}
+				if err == errWaited {
+					return err
+				}
+				c.notAgain = append(c.notAgain, m) // it is over
+				continue
+			}
+		}
+		var room [64]byte
+		var header []byte
+		if m.lines != nil {
+			header = wire.AppendProxy(room[:0], c.raw.RemoteAddr(), c.raw.LocalAddr())
+		}
+		st, err := m.sess.Open(header)
+		if err == nil {
+			if m.lines != nil {
+				st.Keep(keepUnanswered)
+			}
+			svc.enter(c, m, st, len(header))
+			return nil
+		}
+		svc.release(m)
+		switch {
+		case errors.Is(err, mux.ErrStreamsExhausted):
+			m.stopTaking()
+		case m.sess.Err() != nil, errors.Is(err, mux.ErrGoneAway):
+			c.notAgain = append(c.notAgain, m)
+		default: // it has too many, or takes nothing; another one may do
+			c.notAgain = append(c.notAgain, m)
+		}
+	}
+}
+
+// pick chooses the session for a client and counts the client in: of those that were
+// heard of lately the one with the fewest. If there is none it returns a channel that
+// is closed when there may be.
+func (svc *service) pick(c *client) (*member, <-chan struct{}, error) {
+	svc.mu.Lock()
+	defer svc.mu.Unlock()
+	var best *member
+	full, coming := false, false
+	trusted := 0
+	for m := range svc.members {
+		if m.leaving {
+			continue
+		}
+		if !m.taking {
+			coming = true
+			continue
+		}
+		if slices.Contains(c.notAgain, m) {
+			full = full || m.sess.Err() == nil // otherwise it may come back
+			continue
+		}
+		if !slices.Contains(c.doubted, m) {
+			trusted++
+		}
+		if best == nil || c.prefers(m, best) {
+			best = m
+		}
+	}
+	switch {
+	case best != nil:
+		c.others = trusted > 1 || trusted == 1 && slices.Contains(c.doubted, best)
+		best.active++
+		best.opening++
+	case svc.closed:
+		return nil, nil, errClosed
+	case full && !coming:
+		return nil, svc.changed, errRefused
+	}
+	return best, svc.changed, nil
+}
+
+var errRefused = errors.New("the app takes no more clients")
+
+// prefers reports that m is to get the client rather than o.
+func (c *client) prefers(m, o *member) bool {
+	if a, b := slices.Contains(c.doubted, m), slices.Contains(c.doubted, o); a != b {
+		return b
+	}
+	if a, b := m.silent(), o.silent(); a != b {
+		return b
+	}
+	return m.active < o.active
+}
+
+// silent reports that an app has missed a beat: it sends something in every interval.
+func (m *member) silent() bool {
+	return m.pulse != nil && m.interval > 0 && !m.pulse.Fresh(m.interval+m.interval/2)
+}
+
+// answerTime is how long an app may take to show that it is alive while a client waits
+// for it: until it has missed a beat, because an answer may be held up by bulk before
+// it, but not so what the app sends by itself.
+func (m *member) answerTime() time.Duration {
+	if m.interval <= 0 {
+		return defaultHeartbeat
+	}
+	return max(m.interval/2, m.interval+m.interval/2-time.Since(m.sess.LastHeard()))
+}
+
+// release counts a client out again that was not connected.
+func (svc *service) release(m *member) {
+	svc.mu.Lock()
+	m.releaseLocked()
+	last := m.openedLocked()
+	svc.mu.Unlock()
+	if last {
+		m.sayClosed()
+	}
+}
+
+// A waiter is a client's waiting for an app. All its waits together have WaitTime.
+type waiter struct {
+	svc     *service
+	counted bool            // among those that wait
+	ctx     context.Context // nil before the first wait
+	cancel  context.CancelFunc
+}
+
+// start starts the clock.
+func (w *waiter) start() {
+	if w.ctx == nil {
+		w.ctx, w.cancel = context.WithTimeout(context.Background(), w.svc.limits.WaitTime)
+	}
+}
+
+func (w *waiter) stop() {
+	if w.ctx != nil {
+		w.cancel()
+	}
+	if w.counted {
+		w.svc.mu.Lock()
+		defer w.svc.mu.Unlock()
+		w.svc.waiting--
+	}
+}
+
+// count counts the client among those that wait, if there may be another one.
+func (w *waiter) count() error {
+	if w.counted {
+		return nil
+	}
+	svc := w.svc
+	svc.mu.Lock()
+	defer svc.mu.Unlock()
+	if limit := svc.limits.Waiting; limit >= 0 && svc.waiting >= limit {
+		return errWaiting
+	}
+	svc.waiting++
+	w.counted = true
+	return nil
+}
+
+// wait waits for an app that is away.
+func (w *waiter) wait(changed <-chan struct{}) error {
+	if w.svc.limits.WaitTime < 0 {
+		return errWaited
+	}
+	if err := w.count(); err != nil {
+		return err
+	}
+	w.start()
+	select {
+	case <-changed:
+		return nil
+	case <-w.ctx.Done():
+		return errWaited
+	}
+}
+
+// check asks an app that has been quiet whether it is there. If it does not answer
+// the session is over.
+//
+// If there are others for the client, it does not wait for long.
+func (w *waiter) check(m *member, others bool) error {
+	ctx := context.Background() // the answer's time bounds it too
+	if w.svc.limits.WaitTime > 0 {
+		w.start()
+		ctx = w.ctx
+	}
+	waiting := ctx
+	if others {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, quiet)
+		defer cancel()
+	}
+	heard := m.sess.LastHeard()
+	err := m.pulse.Check(ctx, m.answerTime())
+	if err != nil && ctx.Err() != nil {
+		if m.sess.LastHeard().After(heard) {
+			return nil // it is there, and its answer held up by bulk
+		}
+		if waiting.Err() == nil {
+			return errDoubtful
+		}
+		return errWaited
+	}
+	return err
+}
+
+// enter books that c is carried by st.
+func (svc *service) enter(c *client, m *member, st *mux.Stream, header int) {
+	svc.mu.Lock()
+	first := !c.met
+	c.met = true
+	c.m, c.st, c.header = m, st, int64(header)
+	c.last, c.movedAt, c.tookAt = mux.Progress{}, time.Now(), time.Now()
+	svc.accepted++
+	cut := m.cut != nil
+	left := m.sess.OpensLeft()
+	last := m.openedLocked()
+	svc.mu.Unlock()
+	if cut {
+		hangUp(c.conn)
+	}
+	if last {
+		m.sayClosed()
+	}
+	if left <= rotateAt && m.lines != nil {
+		m.rotate()
+	}
+	if first {
+		svc.event(Event{Kind: EventClient, Remote: c.remote})
+	}
+}
+
+// join carries bytes until both sides are done. Head is what another app was sent
+// before.
+func (c *client) join(head []byte) error {
+	if len(head) > 0 {
+		if _, err := c.st.Write(head); err != nil { // it fits the window, so it does not wait
+			_, again := c.st.Kept()
+			c.st.Close()
+			if again {
+				return &join.Refused{Head: head}
+			}
+			hangUp(c.conn)
+			return err
+		}
+	}
+	return join.Join(c.conn, c.st)
+}
+
+// takeBack takes a client from an app that refused it, unseen.
+func (svc *service) takeBack(c *client) {
+	svc.mu.Lock()
+	defer svc.mu.Unlock()
+	c.notAgain = append(c.notAgain, c.m)
+	c.m.releaseLocked()
+	c.m, c.st = nil, nil
+	svc.accepted--
+}
+
+// left books that a client has left.
+func (c *client) left(err error) {
+	svc := c.svc
+	in, out := c.counts()
+	svc.mu.Lock()
+	delete(svc.clients, c)
+	svc.bytesIn += in
+	svc.bytesOut += out
+	c.m.releaseLocked()
+	cut := c.cut
+	switch {
+	case err == nil:
+		cut = "" // it was faster
+	case cut == "" && isShed(err):
+		cut = kindUnread
+	}
+	if cut != "" {
+		svc.refusals[cut]++
+	}
+	svc.mu.Unlock()
+	if cut != "" {
+		err = fmt.Errorf("cut off: %s: %w", cut, err)
+		svc.srv.refused.Add(cut, "client cut off", svc.attrs("client", c.remote)...)
+	}
+	svc.log.Info("client left", "client", c.remote,
+		"bytes_in", in, "bytes_out", out, "seconds", time.Since(c.since).Seconds(), "err", cleanErr(err))
+	svc.event(Event{Kind: EventClientLeft, Remote: c.remote, BytesIn: in, BytesOut: out, Err: err})
+}
+
+// isShed reports that a client was reset to keep its session within what it may hold.
+func isShed(err error) bool {
+	se, ok := errors.AsType[*mux.StreamError](err)
+	return ok && se.Code == mux.EnhanceYourCalm && !se.Remote
+}
+
+// startSweeping looks after the clients' times, if there are any, until the service
+// is closed and the last client has left.
+func (svc *service) startSweeping() {
+	every := svc.limits.sweepEvery()
+	if every == 0 {
+		return
+	}
+	svc.mu.Lock()
+	defer svc.mu.Unlock()
+	svc.sweeper = time.AfterFunc(every, func() { svc.sweep(every) })
+}
+
+func (svc *service) sweep(every time.Duration) {
+	now := time.Now()
+	var overdue []*mux.Stream
+	var conns []net.Conn
+	svc.mu.Lock()
+	for c := range svc.clients {
+		if c.st == nil || c.cut != "" {
+			continue
+		}
+		if c.cut = c.overdue(now); c.cut != "" {
+			overdue = append(overdue, c.st)
+			conns = append(conns, c.conn)
+		}
+	}
+	if !svc.closed || len(svc.clients) > 0 {
+		svc.sweeper.Reset(every)
+	}
+	svc.mu.Unlock()
+	for i, st := range overdue {
+		hangUp(conns[i])
+		st.SetLinger(0)
+		st.Close()
+	}
+}
+
+// overdue returns the time limit that a client is over.
+func (c *client) overdue(now time.Time) (kind string) {
+	p := c.st.Progress()
+	if p.Sent != c.last.Sent || p.Received != c.last.Received || p.HalfClosed != c.last.HalfClosed {
+		c.movedAt = now
+	}
+	if p.Unread == 0 || c.last.Unread == 0 || p.Received != c.last.Received {
+		c.tookAt = now
+	}
+	c.last = p
+	if c.gauge != nil {
+		if took := c.gauge.took.Load(); took != c.took {
+			c.took, c.tookAt, c.movedAt = took, now, now
+		}
+	}
+	// The system takes much for a slow client at once, and then nothing for long.
+	if p.Unread > 0 {
+		if n, ok := socket.Unacked(c.raw); ok {
+			if n < c.queued {
+				c.tookAt, c.movedAt = now, now
+			}
+			c.queued = n
+		}
+	}
+	over := func(since time.Time, d time.Duration) bool { return d > 0 && now.Sub(since) >= d }
+	limits := &c.svc.limits
+	switch {
+	case over(c.tookAt, limits.StallTime):
+		return kindStalled
+	case p.HalfClosed && over(c.movedAt, limits.LingerTime):
+		return kindLingered
+	case over(c.movedAt, limits.IdleTime):
+		return kindIdle
+	}
+	return ""
+}

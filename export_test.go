@@ -1,0 +1,9 @@
+package relay
+
+// WithMaxOpens has a session use up its streams sooner, for tests of what happens then.
+func WithMaxOpens(n int) ServerOption {
+	return serverOption(func(c *serverConfig) error {
+		c.maxOpens = n
+		return nil
+	})
+}

@@ -1,0 +1,167 @@
+//go:build linux
+
+package socket
+
+import (
+	"io"
+	"net"
+	"syscall"
+	"testing"
+	"time"
+)
+
+func TestUnacked(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	a, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	b, err := ln.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+
+	if n, ok := Unacked(a); n != 0 || !ok {
+		t.Errorf("a new connection: %d, %v", n, ok)
+	}
+	// More than both sockets hold, to a reader that does not read.
+	go func() {
+		a.Write(make([]byte, 64<<20))
+		a.Close()
+	}()
+	full := waitFor(t, a, func(n int) bool { return n > 64<<10 })
+	if _, err := io.CopyN(io.Discard, b, 60<<20); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, a, func(n int) bool { return n != full })
+	io.Copy(io.Discard, b)
+
+	if _, ok := Unacked(a); ok {
+		t.Error("a closed socket has a queue")
+	}
+	p, q := net.Pipe()
+	defer p.Close()
+	defer q.Close()
+	if _, ok := Unacked(p); ok {
+		t.Error("a pipe has a queue")
+	}
+}
+
+func waitFor(t *testing.T, c net.Conn, is func(int) bool) int {
+	t.Helper()
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); {
+		if n, ok := Unacked(c); ok && is(n) {
+			return n
+		}
+	}
+	t.Fatal("the queue never was as awaited")
+	return 0
+}
+
+func TestWasReset(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	pair := func() (a, b *net.TCPConn) {
+		t.Helper()
+		x, err := net.Dial("tcp", ln.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		y, err := ln.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { x.Close(); y.Close() })
+		return x.(*net.TCPConn), y.(*net.TCPConn)
+	}
+
+	a, b := pair()
+	if WasReset(a) {
+		t.Error("a new connection was reset")
+	}
+	b.CloseWrite()
+	if n, err := a.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+		t.Fatal(n, err)
+	}
+	if WasReset(a) {
+		t.Error("a half-closed connection was reset")
+	}
+	b.Close()
+
+	// The reset goes to the write, and the read sees an end.
+	a, b = pair()
+	b.SetLinger(0)
+	b.Close()
+	for end := time.Now().Add(time.Minute); ; {
+		if _, err := a.Write([]byte("x")); err != nil {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal("the reset does not arrive")
+		}
+	}
+	if n, err := a.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+		t.Fatalf("read %d, %v: if that is the reset, the precaution is needed no more", n, err)
+	}
+	if !WasReset(a) {
+		t.Error("a connection that was reset was not")
+	}
+	if !WasReset(layer{a}) {
+		t.Error("nor is it through a layer")
+	}
+
+	// Behind a FIN a reset takes nothing away.
+	a, b = pair()
+	b.CloseWrite()
+	if n, err := a.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+		t.Fatal(n, err)
+	}
+	b.SetLinger(0)
+	b.Close()
+	waitClosed(t, a)
+	if n, err := a.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+		t.Fatal(n, err)
+	}
+	if WasReset(a) {
+		t.Error("a FIN and then a reset count as a reset alone")
+	}
+
+	p, q := net.Pipe()
+	defer p.Close()
+	defer q.Close()
+	if WasReset(p) || !WasReset(known{p}) {
+		t.Error("a connection that is no socket is not asked")
+	}
+}
+
+// waitClosed waits until the kernel has seen c's reset.
+func waitClosed(t *testing.T, c net.Conn) {
+	t.Helper()
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); {
+		state := 0
+		control(c, func(fd uintptr) {
+			state, _ = syscall.GetsockoptInt(int(fd), syscall.IPPROTO_TCP, syscall.TCP_INFO)
+		})
+		if state&0xff == tcpClose {
+			return
+		}
+	}
+	t.Fatal("never closed")
+}
+
+type layer struct{ net.Conn }
+
+func (l layer) NetConn() net.Conn { return l.Conn }
+
+type known struct{ net.Conn }
+
+func (known) WasReset() bool { return true }

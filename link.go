@@ -1,0 +1,206 @@
+package relay
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"time"
+
+	"github.com/tcprelay/relay/internal/mux"
+	"github.com/tcprelay/relay/internal/pulse"
+	"github.com/tcprelay/relay/internal/wire"
+)
+
+// errDraining says that the relay gives a session no more clients.
+var errDraining = errors.New("the relay is going away")
+
+// A link is the app's side of a session with the relay. A listener has one after the
+// other, and for a while two when the relay asks for another one.
+type link struct {
+	l           *Listener
+	sess        *mux.Session
+	control     *mux.Stream
+	lines       *wire.Reader // of control
+	pulse       *pulse.Pulse
+	closed      chan struct{} // closed when the relay has said that no more clients come
+	heardClosed bool          // the hearing goroutine's
+
+	// Guarded by Listener.mu.
+	registered bool
+	conns      int // accepted and not closed
+}
+
+func (l *Listener) newLink(conn net.Conn) *link {
+	k := &link{l: l, sess: mux.Client(conn, mux.Config{Accept: l.streams}), closed: make(chan struct{})}
+	k.sess.EnableStop()
+	l.mu.Lock()
+	l.links[k.sess] = k
+	l.mu.Unlock()
+	return k
+}
+
+// drop ends a link, if it has not ended, and takes it out of the listener's books. It
+// waits a moment for a relay that takes nothing.
+func (k *link) drop() {
+	if k.pulse != nil {
+		k.pulse.Stop()
+	}
+	k.sess.Close()
+	k.l.mu.Lock()
+	defer k.l.mu.Unlock()
+	delete(k.l.links, k.sess)
+	k.l.refused += k.sess.Refused()
+	k.l.offered += k.sess.Offered()
+}
+
+// tlsClient makes conn a TLS connection, verified for the host in addr unless the
+// config names another.
+func tlsClient(ctx context.Context, conn net.Conn, addr string, config *tls.Config) (net.Conn, error) {
+	if config.ServerName == "" && !config.InsecureSkipVerify {
+		host, _, err := net.SplitHostPort(addr)
+		if err != nil {
+			host = addr
+		}
+		config = config.Clone()
+		config.ServerName = host
+	}
+	tc := tls.Client(conn, config)
+	if err := tc.HandshakeContext(ctx); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return tc, nil
+}
+
+// isAlert reports that the relay refused us after our side of the TLS handshake was
+// over, as it does when our certificate is not what it wants. The error of crypto/tls
+// has no type of its own.
+func isAlert(err error) bool {
+	op, ok := errors.AsType[*net.OpError](err)
+	return ok && op.Op == "remote error"
+}
+
+// sayHello opens the control stream with the hello and waits for the reply.
+func (k *link) sayHello(ctx context.Context, hello wire.Hello) (*wire.Reply, error) {
+	line, err := wire.Line(hello)
+	if err != nil {
+		return nil, err
+	}
+	if k.control, err = k.sess.Open(line); err != nil {
+		return nil, err
+	}
+	stop := cutShort(ctx, k.control)
+	k.lines = wire.NewReader(k.control)
+	var reply wire.Reply
+	err = k.lines.Read(&reply)
+	if late := stop(); late != nil {
+		err = late
+	}
+	if err != nil {
+		return nil, err
+	}
+	if reply.Error == nil && reply.Version != wire.Version {
+		return nil, fmt.Errorf("reply of version %d", reply.Version)
+	}
+	return &reply, nil
+}
+
+// startPulse watches the session. Often is how often the relay wants to hear
+// something.
+func (k *link) startPulse(often time.Duration) {
+	h := k.l.cfg.heartbeat.with(often)
+	k.pulse = pulse.Start(k.sess, pulse.Config{
+		Interval: h.interval,
+		Dead:     h.dead,
+		Ping:     func(id int64) { k.say(wire.Control{Type: wire.Ping, ID: id}) },
+		Lost:     func(err error) { k.sess.CloseWithError(mux.NoError, err) },
+	})
+}
+
+// serve handles what the relay says until the session is over, and returns why, for the
+// caller to drop the link, or until the relay gives it no more clients, and returns
+// errDraining: the session goes on by itself then.
+func (k *link) serve() error {
+	for {
+		c, err := k.hear()
+		if err == nil && c.Type == wire.Drain {
+			k.l.drained.Go(k.serveDraining)
+			return errDraining
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// serveDraining is serve for a session that gets no more clients.
+func (k *link) serveDraining() {
+	for {
+		if _, err := k.hear(); err != nil {
+			k.drop()
+			return
+		}
+	}
+}
+
+// hear reads the relay's next words and does what they ask for. After an error the
+// session is over.
+func (k *link) hear() (c wire.Control, err error) {
+	if err = k.lines.Read(&c); err == nil {
+		switch c.Type {
+		case wire.Ping:
+			k.say(wire.Control{Type: wire.Pong, ID: c.ID})
+		case wire.Pong:
+			k.pulse.Pong(c.ID)
+		case wire.Closed:
+			if !k.heardClosed {
+				k.heardClosed = true
+				close(k.closed)
+			}
+		case wire.End:
+			if c.Error == nil {
+				c.Error = &wire.Error{Code: wire.CodeDisconnected}
+			}
+			err = &RegisterError{Addr: k.l.relay, Code: Code(c.Error.Code), Message: c.Error.Message}
+		}
+		return c, err
+	}
+	if err != io.EOF && k.sess.Err() == nil { // otherwise it has ended, perhaps taking its time
+		k.sess.CloseWithError(mux.ProtocolError, fmt.Errorf("control stream: %w", err))
+	}
+	<-k.sess.Done() // the relay says no more, but may still take what clients were sent
+	return c, notOurs(k.sess.Err())
+}
+
+// sayClose has the relay send no more clients.
+func (k *link) sayClose() { k.say(wire.Control{Type: wire.Close}) }
+
+func (k *link) say(c wire.Control) {
+	line, err := wire.Line(c)
+	if err != nil {
+		return
+	}
+	k.control.SetWriteDeadline(time.Now().Add(sayTime))
+	k.control.Write(line) // what goes wrong ends the session, which its reader tells
+}
+
+// close tells the relay to send no more clients. When those that there are have gone
+// it ends the control stream, upon which the relay, when its clients have taken all
+// that was sent to them, ends the session.
+func (k *link) close() {
+	k.sess.RefuseStreams()
+	// In a goroutine of its own because the line may have to wait for the relay, but no
+	// longer than sayTime.
+	go func() {
+		k.sayClose()
+		k.l.mu.Lock()
+		last := k.conns == 0
+		k.l.mu.Unlock()
+		if last {
+			k.control.CloseWrite()
+		}
+	}()
+}

@@ -1,0 +1,858 @@
+package relay_test
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/tcprelay/relay"
+	"github.com/tcprelay/relay/internal/memnet"
+	"github.com/tcprelay/relay/internal/mux"
+	"github.com/tcprelay/relay/internal/pulse"
+	"github.com/tcprelay/relay/internal/wire"
+)
+
+// A puppet is one end of a session, relay or app, that says what the test has it say.
+// It answers pings if it is to.
+type puppet struct {
+	*mux.Session
+	control *mux.Stream
+	answers bool
+	start   time.Time
+
+	mu    sync.Mutex
+	pings []time.Duration // when they came
+}
+
+func (p *puppet) listen(lines *wire.Reader) {
+	for {
+		var c wire.Control
+		if lines.Read(&c) != nil {
+			return
+		}
+		if c.Type != wire.Ping {
+			continue
+		}
+		p.mu.Lock()
+		p.pings = append(p.pings, time.Since(p.start))
+		p.mu.Unlock()
+		if p.answers {
+			p.say(wire.Control{Type: wire.Pong, ID: c.ID})
+		}
+	}
+}
+
+func (p *puppet) say(c wire.Control) {
+	line, err := wire.Line(c)
+	if err == nil {
+		p.control.Write(line)
+	}
+}
+
+// pinged returns when pings came since the last call.
+func (p *puppet) pinged() (pings []time.Duration) {
+	synctest.Wait()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	pings, p.pings = p.pings, nil
+	return pings
+}
+
+func seconds(all ...int) (ds []time.Duration) {
+	for _, s := range all {
+		ds = append(ds, time.Duration(s)*time.Second)
+	}
+	return ds
+}
+
+// onBothSides runs f with a puppet that is a relay's app, and with one that is an app's
+// relay. Lost tells when the true side lost it, if it did.
+func onBothSides(t *testing.T, answers bool, f func(t *testing.T, p *puppet, lost func() []relay.Event)) {
+	t.Run("the relay", func(t *testing.T) {
+		inMemory(t, func(t *testing.T, n *memnet.Network) {
+			r := startOn(t, n)
+			start := time.Now()
+			raw := mustKnock(t, n, wire.Hello{})
+			p := &puppet{Session: raw.Session, control: raw.control, answers: answers, start: start}
+			go p.listen(raw.lines)
+			f(t, p, func() []relay.Event { return r.of(relay.EventLost) })
+			raw.Session.Close()
+		})
+	})
+	t.Run("the app", func(t *testing.T) {
+		inMemory(t, func(t *testing.T, n *memnet.Network) {
+			ln, err := n.Listen(t.Context(), "tcp", relayAddr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			puppets := make(chan *puppet)
+			go func() {
+				defer close(puppets)
+				c, err := ln.Accept()
+				if err != nil {
+					return
+				}
+				p := &puppet{Session: mux.Server(c, mux.Config{}), answers: answers, start: time.Now()}
+				p.EnableStop()
+				lines := wire.NewReader(nil)
+				if p.control, err = p.Accept(); err == nil {
+					lines = wire.NewReader(p.control)
+					err = lines.Read(&wire.Hello{})
+				}
+				if err != nil {
+					t.Errorf("the app's hello: %v", err)
+					return
+				}
+				io.WriteString(p.control, `{"version":1,"address":"10.0.0.1:9000"}`+"\n")
+				go p.listen(lines)
+				puppets <- p
+			}()
+			var events diary
+			l := register(t, relayAddr, relay.WithDialer(n.Dial), relay.WithEvents(events.note))
+			p := <-puppets
+			ln.Close()
+			f(t, p, func() []relay.Event { return events.of(relay.EventLost) })
+			l.Close()
+			p.Session.Close()
+		})
+	})
+}
+
+// Pings are for the times when nothing else is heard, or sent.
+func TestPings(t *testing.T) {
+	t.Run("silence", func(t *testing.T) {
+		onBothSides(t, false, func(t *testing.T, p *puppet, lost func() []relay.Event) {
+			sleepUntil(p.start, 30*time.Second-1)
+			if got := p.pinged(); !slices.Equal(got, seconds(10, 20)) || len(lost()) != 0 {
+				t.Errorf("pinged at %v, lost %v", got, lost())
+			}
+			sleepUntil(p.start, time.Minute)
+			if got := p.pinged(); len(got) != 0 {
+				t.Errorf("pinged at %v", got)
+			}
+			if l := lost(); len(l) != 1 || l[0].Time.Sub(p.start) != 30*time.Second || !errors.Is(l[0].Err, pulse.ErrSilent) {
+				t.Errorf("lost %v", l)
+			}
+		})
+	})
+	t.Run("answers", func(t *testing.T) {
+		onBothSides(t, true, func(t *testing.T, p *puppet, lost func() []relay.Event) {
+			sleepUntil(p.start, time.Minute)
+			if got := p.pinged(); !slices.Equal(got, seconds(10, 20, 30, 40, 50, 60)) || len(lost()) != 0 {
+				t.Errorf("pinged at %v, lost %v", got, lost())
+			}
+		})
+	})
+	t.Run("the peer pings", func(t *testing.T) {
+		onBothSides(t, true, func(t *testing.T, p *puppet, lost func() []relay.Event) {
+			for i := range 20 {
+				sleepUntil(p.start, time.Duration(i+1)*9*time.Second)
+				p.say(wire.Control{Type: wire.Ping, ID: int64(i)})
+			}
+			if got := p.pinged(); len(got) != 0 || len(lost()) != 0 { // its answers are enough
+				t.Errorf("pinged at %v, lost %v", got, lost())
+			}
+			sleepUntil(p.start, 191*time.Second)
+			if got := p.pinged(); !slices.Equal(got, seconds(190)) {
+				t.Errorf("pinged at %v", got)
+			}
+		})
+	})
+	t.Run("the peer talks", func(t *testing.T) {
+		onBothSides(t, false, func(t *testing.T, p *puppet, lost func() []relay.Event) {
+			for i := range 20 {
+				sleepUntil(p.start, time.Duration(i+1)*9*time.Second+time.Millisecond)
+				p.say(wire.Control{Type: "of the future"})
+			}
+			// It is heard, and hears something too, as it may need to.
+			if got := p.pinged(); !slices.Equal(got[:3], seconds(10, 20, 30)) || len(lost()) != 0 {
+				t.Errorf("pinged at %v, lost %v", got, lost())
+			}
+		})
+	})
+}
+
+// No ping is sent while clients' bytes go both ways, and one is as soon as they do so
+// only one way for the interval.
+func TestPingsAndTraffic(t *testing.T) {
+	inMemory(t, func(t *testing.T, n *memnet.Network) {
+		r := startOn(t, n)
+		start := time.Now()
+		raw := mustKnock(t, n, wire.Hello{})
+		p := &puppet{Session: raw.Session, control: raw.control, answers: true, start: start}
+		go p.listen(raw.lines)
+		addr, err := net.ResolveTCPAddr("tcp", raw.reply.Address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := client(t, n, addr)
+		st, err := p.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(st, make([]byte, len(wire.AppendProxy(nil, c.LocalAddr(), addr)))); err != nil {
+			t.Fatal(err)
+		}
+		for i := range 100 { // one of them each 4 s
+			sleepUntil(start, time.Duration(4*(i+1))*time.Second)
+			if i%2 == 0 {
+				c.Write([]byte{1})
+				expectByte(t, st, 1)
+			} else {
+				st.Write([]byte{2})
+				expectByte(t, c, 2)
+			}
+		}
+		if got := p.pinged(); len(got) != 0 {
+			t.Errorf("pinged at %v", got)
+		}
+		// Only to the app from now on, which said the last at 400 s.
+		for i := range 5 {
+			sleepUntil(start, time.Duration(404+4*i)*time.Second)
+			c.Write([]byte{3})
+			expectByte(t, st, 3)
+		}
+		if got := p.pinged(); !slices.Equal(got, seconds(410, 420)) {
+			t.Errorf("pinged at %v", got)
+		}
+		// Only to the client.
+		for i := range 5 {
+			sleepUntil(start, time.Duration(424+4*i)*time.Second)
+			st.Write([]byte{4})
+			expectByte(t, c, 4)
+		}
+		if got := p.pinged(); !slices.Equal(got, seconds(430, 440)) {
+			t.Errorf("pinged at %v", got)
+		}
+		if lost := r.of(relay.EventLost); len(lost) != 0 {
+			t.Errorf("lost: %+v", lost)
+		}
+		st.Close()
+	})
+}
+
+// A frozen peer is found dead when its time is over, by each side for itself.
+func TestFrozen(t *testing.T) {
+	const frozen = 14 * time.Second
+	type beat struct{ interval, dead time.Duration }
+	for _, tt := range []struct {
+		relay, app         beat
+		relayLost, appLost time.Duration // 0: never
+	}{
+		{beat{}, beat{}, 40 * time.Second, 40 * time.Second}, // heard at 10 s
+		{beat{5 * time.Second, 12 * time.Second}, beat{}, 22 * time.Second, 40 * time.Second},
+		{beat{}, beat{5 * time.Second, 12 * time.Second}, 40 * time.Second, 22 * time.Second},
+		{beat{3 * time.Second, 0}, beat{4 * time.Second, 0}, 21 * time.Second, 24 * time.Second}, // heard at 12 s
+		{beat{-1, -1}, beat{}, 0, 40 * time.Second},
+		{beat{}, beat{-1, -1}, 40 * time.Second, 0},
+		{beat{7 * time.Second, -1}, beat{}, 0, 44 * time.Second}, // heard at 14 s, just before
+		{beat{-1, -1}, beat{-1, -1}, 0, 0},
+		{beat{-1, 0}, beat{-1, 0}, 30 * time.Second, 30 * time.Second}, // and nobody pings
+	} {
+		t.Run(fmt.Sprintf("%v-%v", tt.relay, tt.app), func(t *testing.T) {
+			inMemory(t, func(t *testing.T, n *memnet.Network) {
+				r := startOn(t, n, relay.WithHeartbeat(tt.relay.interval, tt.relay.dead))
+				start := time.Now()
+				a := roam(t, n, relay.WithName("web"), relay.WithHeartbeat(tt.app.interval, tt.app.dead))
+				sleepUntil(start, frozen)
+				a.place("")
+				a.transport().Freeze()
+				sleepUntil(start, 10*time.Minute)
+				a.expectAccepting(t)
+				check := func(who string, lost []relay.Event, want time.Duration) {
+					t.Helper()
+					switch {
+					case want == 0 && len(lost) != 0:
+						t.Errorf("%s lost it: %+v", who, lost)
+					case want != 0 && len(lost) != 1:
+						t.Errorf("%s lost it %d times", who, len(lost))
+					case want != 0:
+						expectAt(t, who+" lost it", lost[0].Time, start, want)
+						if !errors.Is(lost[0].Err, pulse.ErrSilent) {
+							t.Errorf("%s lost it by %v", who, lost[0].Err)
+						}
+					}
+				}
+				check("the relay", r.of(relay.EventLost), tt.relayLost)
+				check("the app", a.of(relay.EventLost), tt.appLost)
+				a.transport().Thaw()
+			})
+		})
+	}
+}
+
+// A bulk is clients of an app, who all send what they can, or are sent what the app can.
+type bulk struct {
+	toApp, toClients atomic.Int64  // bytes that arrived
+	failed           chan error    // the end of each of their directions
+	gone             chan struct{} // closed after that of the last
+}
+
+// startBulk connects clients. L must have no Accept of its own meanwhile.
+func startBulk(t testing.TB, n *memnet.Network, l *relay.Listener, clients int, up, down bool) *bulk {
+	t.Helper()
+	w := &bulk{failed: make(chan error, 4*clients), gone: make(chan struct{})}
+	var all sync.WaitGroup
+	carry := func(c net.Conn, sends bool, arrived *atomic.Int64) {
+		c.SetDeadline(time.Time{})
+		if sends {
+			all.Go(func() {
+				_, err := io.Copy(c, onlyReader{zeroes{}})
+				w.failed <- err
+			})
+		}
+		all.Go(func() {
+			_, err := io.Copy(writerFunc(func(b []byte) (int, error) {
+				arrived.Add(int64(len(b)))
+				return len(b), nil
+			}), onlyReader{c})
+			w.failed <- err
+		})
+	}
+	var near, far []net.Conn
+	for range clients {
+		near = append(near, client(t, n, l.Addr()))
+		a, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		far = append(far, a)
+	}
+	for i := range clients {
+		carry(near[i], up, &w.toClients)
+		carry(far[i], down, &w.toApp)
+	}
+	go func() {
+		all.Wait()
+		close(w.gone)
+	}()
+	return w
+}
+
+// However busy or slow a session is, it is not taken for dead.
+func TestNeverFalselyDead(t *testing.T) {
+	const long = 10 * time.Minute
+	for _, link := range []struct {
+		name    string
+		latency time.Duration
+		buffer  int // that crosses in it
+		clients int
+		beat    time.Duration
+	}{
+		{"busy", 50 * time.Millisecond, 8 << 10, 1, 10 * time.Second},
+		{"busy with many clients", 100 * time.Millisecond, 8 << 10, 20, 10 * time.Second},
+		{"slow", time.Second, 4 << 10, 2, 10 * time.Second},
+		{"very slow", 4 * time.Second, 1 << 10, 3, 10 * time.Second},
+		{"impatient", time.Second, 16 << 10, 2, time.Second},
+	} {
+		for _, way := range []struct {
+			name     string
+			up, down bool
+		}{{"up", true, false}, {"down", false, true}, {"both", true, true}, {"idle", false, false}} {
+			t.Run(link.name+"/"+way.name, func(t *testing.T) {
+				inMemory(t, func(t *testing.T, n *memnet.Network) {
+					beat := relay.WithHeartbeat(link.beat, 0)
+					r := startOn(t, n, beat)
+					start := time.Now()
+					a := newRoamer(n)
+					a.Listener = register(t, relayAddr, append(a.options(nil), beat)...)
+					a.transport().SetLatency(link.latency)
+					a.transport().SetBuffer(link.buffer)
+					w := startBulk(t, n, a.Listener, link.clients, way.up, way.down)
+					sleepUntil(start, long)
+					for _, d := range []*diary{&r.diary, &a.diary} {
+						if len(d.of(relay.EventLost)) != 0 || len(d.sessions()) != 1 {
+							t.Errorf("events %+v", d.sessions())
+						}
+					}
+					select {
+					case err := <-w.failed:
+						t.Errorf("a client failed: %v", err)
+					default:
+					}
+					// It was busy all the time.
+					least := int64(long/link.latency) * int64(link.buffer) * 9 / 10
+					if got := w.toApp.Load(); way.up && got < least {
+						t.Errorf("%d bytes up, want %d", got, least)
+					}
+					if got := w.toClients.Load(); way.down && got < least {
+						t.Errorf("%d bytes down, want %d", got, least)
+					}
+					if !a.Stats().Connected || a.Stats().Live != link.clients {
+						t.Errorf("the app's figures: %+v", a.Stats())
+					}
+
+					// And if it is dead, in the middle of that, it is found so.
+					froze := time.Now()
+					heard := r.service(t).Sessions[0].LastHeard
+					if since := time.Since(heard); since > link.beat+link.latency {
+						t.Errorf("last heard %v ago", since)
+					}
+					a.place("")
+					a.transport().Freeze()
+					<-w.gone
+					sleepUntil(froze, time.Minute)
+					expectAt(t, "the relay lost it", r.one(t, relay.EventLost).Time, heard, 3*link.beat)
+					if took := a.one(t, relay.EventLost).Time.Sub(froze); took > 3*link.beat || took < 2*link.beat-link.latency {
+						t.Errorf("the app lost it after %v", took)
+					}
+				})
+			})
+		}
+	}
+}
+
+// A client that comes when the app was quiet waits for it to answer, and no longer; if
+// it was heard of just before, not even for that. Who comes meanwhile waits for the same
+// answer.
+func TestQuietApp(t *testing.T) {
+	const latency = 50 * time.Millisecond
+	inMemory(t, func(t *testing.T, n *memnet.Network) {
+		r := startOn(t, n)
+		start := time.Now()
+		a := newRoamer(n)
+		a.Listener = register(t, relayAddr, a.options(nil)...)
+		a.transport().SetLatency(latency)
+		come := func(after, want time.Duration) {
+			t.Helper()
+			came := time.Now()
+			c := client(t, n, a.Addr())
+			served, err := a.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			expectAt(t, fmt.Sprintf("%v after the app was heard, a client is accepted", after), time.Now(), came, want)
+			c.Close()
+			served.Close()
+		}
+		heard := func() time.Time {
+			synctest.Wait()
+			return r.service(t).Sessions[0].LastHeard
+		}
+		sleepUntil(start, 5*time.Second)
+		come(5*time.Second, 3*latency) // there, back, and there again
+		for _, tt := range []struct{ after, want time.Duration }{
+			{time.Second, latency},
+			{time.Second + 1, 3 * latency},
+			{3 * time.Second, 3 * latency},
+			{9 * time.Second, 3 * latency},
+		} {
+			time.Sleep(time.Second / 2) // until all is said of the last one
+			last := heard()
+			sleepUntil(last, tt.after)
+			come(tt.after, tt.want)
+		}
+		if s := r.service(t); s.Refused != 0 || s.Waiting != 0 {
+			t.Errorf("the service is %+v", s)
+		}
+	})
+	inMemory(t, func(t *testing.T, n *memnet.Network) {
+		r := startOn(t, n)
+		start := time.Now()
+		raw := mustKnock(t, n, wire.Hello{})
+		p := &puppet{Session: raw.Session, control: raw.control, start: start}
+		go p.listen(raw.lines)
+		addr, err := net.ResolveTCPAddr("tcp", raw.reply.Address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range 10 {
+			sleepUntil(start, 5*time.Second+time.Duration(i)*time.Second/10)
+			client(t, n, addr)
+		}
+		synctest.Wait()
+		if got := p.pinged(); !slices.Equal(got, seconds(5)) {
+			t.Errorf("pinged at %v", got)
+		}
+		p.say(wire.Control{Type: wire.Pong, ID: 1})
+		for range 10 {
+			if _, err := p.Accept(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		expectAt(t, "all are given to the app", time.Now(), start, 5900*time.Millisecond)
+		synctest.Wait()
+		if s := r.service(t); s.Accepted != 10 || s.Waiting != 0 {
+			t.Errorf("the service is %+v", s)
+		}
+	})
+}
+
+// An app whose answer is held up, by what its link can carry, gets its clients all the
+// same.
+func TestNewClientsOfBusyApp(t *testing.T) {
+	for _, way := range []struct {
+		name     string
+		up, down bool
+	}{{"up", true, false}, {"down", false, true}, {"both", true, true}} {
+		t.Run(way.name, func(t *testing.T) {
+			inMemory(t, func(t *testing.T, n *memnet.Network) {
+				r := startOn(t, n)
+				start := time.Now()
+				a := newRoamer(n)
+				a.Listener = register(t, relayAddr, a.options(nil)...)
+				a.transport().SetLatency(time.Second)
+				a.transport().SetBuffer(4 << 10) // takes a minute for the window of a client
+				w := startBulk(t, n, a.Listener, 2, way.up, way.down)
+				go func() {
+					for {
+						if _, err := a.Accept(); err != nil {
+							return
+						}
+					}
+				}()
+				for i := range 20 {
+					sleepUntil(start, 2*time.Minute+time.Duration(i)*7*time.Second)
+					client(t, n, a.Addr())
+				}
+				sleepUntil(start, 5*time.Minute)
+				if s := r.service(t); s.Accepted != 22 || s.Refused != 0 || len(r.of(relay.EventLost)) != 0 {
+					t.Errorf("%d clients are with the app, %v refused; %d losses", s.Accepted, s.Refusals, len(r.of(relay.EventLost)))
+				}
+				a.place("")
+				a.transport().Cut()
+				<-w.gone
+			})
+		})
+	}
+}
+
+// frozenShare has two apps share a name, of which the one with fewer clients freezes, 4 s
+// after it was last heard, and then a client come. It returns when that client was served
+// by the other, or 0 if it was not, and when the relay lost the frozen one.
+func frozenShare(t *testing.T, came time.Duration, opts ...relay.ServerOption) (served, lost time.Duration) {
+	inMemory(t, func(t *testing.T, n *memnet.Network) {
+		r := startOn(t, n, opts...)
+		start := time.Now()
+		var apps []*roamer
+		for i := range 2 {
+			a := newRoamer(n)
+			a.place(fmt.Sprintf("10.1.0.%d", 1+i))
+			a.Listener = register(t, relayAddr, append(a.options(nil), relay.WithName("web"), relay.WithShared())...)
+			go a.serve()
+			apps = append(apps, a)
+		}
+		for range 3 {
+			client(t, n, apps[0].Addr())
+			synctest.Wait()
+		}
+		sleepUntil(start, 14*time.Second) // and both were heard at 10 s
+		sessions := r.service(t).Sessions
+		fewer := slices.MinFunc(sessions, func(a, b relay.SessionInfo) int { return a.Clients - b.Clients })
+		if fewer.Clients != 1 || len(sessions) != 2 || fewer.LastHeard.Sub(start) != 10*time.Second {
+			t.Fatalf("sessions %+v", sessions)
+		}
+		frozen := apps[0]
+		if hostOf(fewer.Remote) == "10.1.0.2" {
+			frozen = apps[1]
+		}
+		frozen.place("")
+		frozen.transport().Freeze()
+		sleepUntil(start, came)
+		c := client(t, n, apps[0].Addr())
+		if _, err := c.Write([]byte{7}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(c, make([]byte, 1)); err == nil {
+			served = time.Since(start)
+		}
+		sleepUntil(start, 2*time.Minute)
+		event := r.one(t, relay.EventLost)
+		if event.Remote != fewer.Remote {
+			t.Errorf("lost %+v", event)
+		}
+		lost = event.Time.Sub(start)
+		if s := r.service(t); len(s.Sessions) != 1 || s.Waiting != 0 || s.Address != apps[0].Addr().String() {
+			t.Errorf("the service is %+v", s)
+		}
+	})
+	return served, lost
+}
+
+// Nobody is parked with an app that does not answer: who comes is given to another one
+// that shares the name, a second after it was asked.
+func TestFrozenShare(t *testing.T) {
+	for _, tt := range []struct{ came, served, lost time.Duration }{
+		{14500 * time.Millisecond, 15500 * time.Millisecond, 40 * time.Second}, // when it has not answered for a second
+		{17 * time.Second, 18 * time.Second, 40 * time.Second},
+		{22 * time.Second, 23 * time.Second, 40 * time.Second},
+		{25*time.Second + 1, 25*time.Second + 1, 40 * time.Second}, // who has missed a beat is not chosen
+		{39 * time.Second, 39 * time.Second, 40 * time.Second},
+		{40*time.Second + 1, 40*time.Second + 1, 40 * time.Second}, // and is dead in the end
+	} {
+		t.Run(tt.came.String(), func(t *testing.T) {
+			served, lost := frozenShare(t, tt.came, relay.WithLimits(relay.Limits{WaitTime: time.Minute}))
+			if served != tt.served || lost != tt.lost {
+				t.Errorf("it came after %v and was served after %v, want %v; the relay lost the frozen app after %v, want %v",
+					tt.came, served, tt.served, lost, tt.lost)
+			}
+		})
+	}
+}
+
+// Nor if the check would take longer than the client may wait.
+func TestFrozenShareInTime(t *testing.T) {
+	for _, wait := range []time.Duration{0, 5 * time.Second} {
+		came := 14500 * time.Millisecond
+		limits := relay.Limits{WaitTime: wait}
+		if served, _ := frozenShare(t, came, relay.WithLimits(limits)); served == 0 || served > came+cmp.Or(wait, 10*time.Second) {
+			t.Errorf("it may wait for %v, came after %v, and was served after %v by the app that lives", wait, came, served)
+		}
+	}
+}
+
+// Services tell when an app was last heard, and how long its answer took.
+func TestRoundTrip(t *testing.T) {
+	inMemory(t, func(t *testing.T, n *memnet.Network) {
+		const latency = 30 * time.Millisecond
+		r := startOn(t, n)
+		start := time.Now()
+		a := roam(t, n)
+		a.transport().SetLatency(latency)
+		expect := func(at, rtt, heard time.Duration) {
+			t.Helper()
+			sleepUntil(start, at)
+			s := r.service(t).Sessions[0]
+			if s.RoundTrip != rtt || s.LastHeard.Sub(start) != heard || !s.Since.Equal(start) {
+				t.Errorf("after %v: round trip %v, heard after %v; want %v and %v", at, s.RoundTrip, s.LastHeard.Sub(start), rtt, heard)
+			}
+		}
+		second := time.Second
+		expect(10*second, 0, 0)
+		expect(10*second+latency, 0, 10*second+latency) // the app's ping
+		expect(11*second, 2*latency, 10*second+2*latency)
+		c := client(t, n, a.Addr())
+		echoes(t, c)
+		expectAt(t, "the echo", time.Now(), start, 11*second+2*latency)
+		expect(12*second, 2*latency, 11*second+2*latency)
+		a.transport().SetLatency(4 * latency)
+		expect(22*second, 8*latency, 21*second+8*latency)
+	})
+}
+
+// An app that hangs when its session is to end in order is cut off when it would be
+// dead; one that is only slow is not.
+func TestHungAtTheEnd(t *testing.T) {
+	const (
+		frozen  = 14 * time.Second
+		end     = 15 * time.Second
+		dead    = 30 * time.Second
+		goodbye = 250 * time.Millisecond
+	)
+	for _, tt := range []struct {
+		name  string
+		end   func(t *testing.T, r *memRelay, a *roamer) error
+		want  error
+		after time.Duration
+	}{
+		{"Shutdown", func(t *testing.T, r *memRelay, a *roamer) error { return r.Shutdown(t.Context()) }, nil, dead + goodbye},
+		{
+			"Shutdown with a deadline",
+			func(t *testing.T, r *memRelay, a *roamer) error {
+				ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+				defer cancel()
+				return r.Shutdown(ctx)
+			},
+			context.DeadlineExceeded, 5*time.Second + goodbye,
+		},
+		{"Close", func(t *testing.T, r *memRelay, a *roamer) error { return r.Close() }, nil, goodbye},
+		{"Disconnect", func(t *testing.T, r *memRelay, a *roamer) error { return r.Disconnect("web") }, nil, goodbye},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			inMemory(t, func(t *testing.T, n *memnet.Network) {
+				r := startOn(t, n)
+				start := time.Now()
+				a := roam(t, n, relay.WithName("web"))
+				addr := a.Addr()
+				sleepUntil(start, frozen)
+				a.place("")
+				a.transport().Freeze()
+				sleepUntil(start, end)
+				done := make(chan struct{})
+				go func() {
+					defer close(done)
+					if err := tt.end(t, r, a); err != tt.want {
+						t.Errorf("%v, want %v", err, tt.want)
+					}
+					expectAt(t, "its return", time.Now(), start, end+tt.after)
+				}()
+				synctest.Wait()
+				if err := listens(n, addr); err != nil { // at once
+					t.Errorf("listening: %v", err)
+				}
+				<-done
+				synctest.Wait()
+				if s := r.Services(); len(s) != 0 {
+					t.Errorf("services %+v", s)
+				}
+			})
+		})
+	}
+	t.Run("Listener.Close", func(t *testing.T) {
+		inMemory(t, func(t *testing.T, n *memnet.Network) {
+			r := startOn(t, n)
+			start := time.Now()
+			a := roam(t, n, relay.WithName("web"))
+			transport := a.transport()
+			sleepUntil(start, end)
+			transport.SetLatency(time.Millisecond) // so that the relay's answer is still under way
+			a.Close()
+			sleepUntil(start, end+time.Millisecond)
+			transport.Freeze()
+			if s := r.service(t); !s.Draining {
+				t.Errorf("the service is %+v", s)
+			}
+			if err := listens(n, a.Addr()); err != nil {
+				t.Errorf("listening: %v", err)
+			}
+			sleepUntil(start, end+dead)
+			r.service(t)
+			sleepUntil(start, end+dead+time.Millisecond+goodbye)
+			if s := r.Services(); len(s) != 0 {
+				t.Errorf("services %+v", s)
+			}
+			if err := r.one(t, relay.EventEnded).Err; err != nil {
+				t.Errorf("ended by %v, which the app wanted", err)
+			}
+			<-a.Done()
+		})
+	})
+	t.Run("slow", func(t *testing.T) {
+		inMemory(t, func(t *testing.T, n *memnet.Network) {
+			r := startOn(t, n)
+			start := time.Now()
+			a := newRoamer(n)
+			a.Listener = register(t, relayAddr, a.options(nil)...)
+			const clients = 20
+			var near []*memnet.Conn
+			var far []conn
+			for range clients {
+				near = append(near, client(t, n, a.Addr()))
+				c, err := a.Accept()
+				if err != nil {
+					t.Fatal(err)
+				}
+				far = append(far, c.(conn))
+			}
+			a.transport().SetLatency(time.Second)
+			a.transport().SetBuffer(1 << 10)
+			want := randomBytes(3000)
+			for i := range clients {
+				far[i].CloseWrite()
+				near[i].Write(want)
+				near[i].Close()
+			}
+			a.Close()
+			sleepUntil(start, 5*time.Second)
+			if s := r.service(t); len(s.Clients) != 0 || !s.Draining { // and the session has only to be finished
+				t.Errorf("the service is %+v", s)
+			}
+			for i, c := range far {
+				if got, err := io.ReadAll(c); err != nil || !bytes.Equal(got, want) {
+					t.Errorf("from client %d the app read %d bytes, %v", i, len(got), err)
+				}
+				c.Close()
+			}
+			if took := time.Since(start); took < dead+20*time.Second {
+				t.Errorf("all that took only %v", took)
+			}
+			<-a.Done()
+			time.Sleep(2 * time.Second) // that is on its way
+			synctest.Wait()
+			if err := r.one(t, relay.EventEnded).Err; err != nil {
+				t.Errorf("ended by %v", err)
+			}
+		})
+	})
+}
+
+// A freeze that is over in time is not noticed but by the clock.
+func TestShortFreeze(t *testing.T) {
+	inMemory(t, func(t *testing.T, n *memnet.Network) {
+		r := startOn(t, n)
+		start := time.Now()
+		a := roam(t, n, relay.WithName("web"))
+		addr := a.Addr()
+		idle := client(t, n, addr)
+		echoes(t, idle)
+		a.transport().SetLatency(100 * time.Millisecond)
+		a.transport().SetBuffer(1 << 10) // so that a visit takes 40 s when nothing is frozen
+		visited := make(chan error, 2)
+		for _, at := range []time.Duration{0, 3 * time.Second} {
+			go func() {
+				sleepUntil(start, at)
+				visited <- visit(n, addr)
+			}()
+		}
+		for _, at := range []time.Duration{5 * time.Second, 40 * time.Second} {
+			sleepUntil(start, at)
+			a.transport().Freeze()
+			sleepUntil(start, at+29*time.Second)
+			a.transport().Thaw()
+		}
+		for range 2 {
+			if err := <-visited; err != nil {
+				t.Error(err)
+			}
+		}
+		if took := time.Since(start); took < 69*time.Second {
+			t.Errorf("they took only %v", took)
+		}
+		echoes(t, idle)
+		sleepUntil(start, 5*time.Minute)
+		a.expectAccepting(t)
+		r.expect(t, "web", addr.String(), relay.EventRegistered)
+		a.expect(t, "web", addr.String(), relay.EventRegistered)
+	})
+}
+
+// A heartbeat that cannot work is an error, and what each side may choose works with
+// what the other has chosen.
+func TestWithHeartbeat(t *testing.T) {
+	type beat struct{ interval, dead time.Duration }
+	for _, b := range []beat{
+		{10 * time.Second, 10 * time.Second}, {0, 9 * time.Second}, {time.Minute, time.Second}, {1, 1},
+	} {
+		if _, err := relay.NewServer(relay.WithHeartbeat(b.interval, b.dead)); err == nil {
+			t.Errorf("WithHeartbeat(%v, %v) is right for a server", b.interval, b.dead)
+		}
+		_, err := relay.Register(t.Context(), "nowhere", relay.WithHeartbeat(b.interval, b.dead))
+		if _, tried := errors.AsType[*relay.RegisterError](err); err == nil || tried {
+			t.Errorf("WithHeartbeat(%v, %v) is right for an app: %v", b.interval, b.dead, err)
+		}
+	}
+	good := []beat{
+		{}, {time.Second, 0}, {0, 11 * time.Second}, {time.Hour, 0}, {-1, -1}, {-1, 0}, {0, -1},
+		{time.Second / 2, 2 * time.Second}, {time.Minute, 90 * time.Second},
+	}
+	for _, ofRelay := range good {
+		for _, ofApp := range good {
+			if ofRelay.interval < 0 && ofApp.interval < 0 {
+				continue // nobody pings
+			}
+			t.Run(fmt.Sprintf("%v-%v", ofRelay, ofApp), func(t *testing.T) {
+				inMemory(t, func(t *testing.T, n *memnet.Network) {
+					r := startOn(t, n, relay.WithHeartbeat(ofRelay.interval, ofRelay.dead))
+					start := time.Now()
+					a := roam(t, n, relay.WithHeartbeat(ofApp.interval, ofApp.dead))
+					a.transport().SetLatency(50 * time.Millisecond)
+					sleepUntil(start, 3*time.Minute)
+					a.expectAccepting(t)
+					if len(r.sessions()) != 1 || len(a.sessions()) != 1 {
+						t.Errorf("events %+v and %+v", r.sessions(), a.sessions())
+					}
+				})
+			})
+		}
+	}
+}

@@ -1,0 +1,553 @@
+package relay
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"strconv"
+	"syscall"
+	"time"
+
+	"github.com/tcprelay/relay/internal/mux"
+	"github.com/tcprelay/relay/internal/ports"
+	"github.com/tcprelay/relay/internal/tally"
+	"github.com/tcprelay/relay/internal/wire"
+)
+
+// refusalTime is how long a refused service may take to hang up, so that our
+// hanging up does not overtake the reply.
+const refusalTime = 2 * time.Second
+
+// What a refused connection is counted under, beside the codes of the refusals.
+const (
+	kindPending      = "pending"
+	kindPendingPerIP = "pending_per_ip"
+	kindHandshake    = "handshake"
+	kindTLS          = "tls"
+	kindBroken       = "broken"
+)
+
+// handleRegistration runs a connection to a registration listener, from the
+// handshake to the end of the session that it becomes.
+func (s *Server) handleRegistration(ln net.Listener, conn net.Conn) {
+	remote := conn.RemoteAddr().String()
+	ip := ipOf(conn.RemoteAddr())
+	if kind := s.enterPending(&conn, ip); kind != "" {
+		hangUp(conn)
+		s.refused.Add(kind, "registration refused", "remote", remote)
+		return
+	}
+	ctx, cancel := context.Background(), context.CancelFunc(func() {})
+	if d := s.cfg.limits.HandshakeTime; d > 0 {
+		ctx, cancel = context.WithTimeout(ctx, d)
+	}
+	defer cancel()
+	m, err := s.register(ctx, ln, &conn)
+	s.leavePending(&conn, ip)
+	if err != nil {
+		s.refused.Add(kindOf(ctx, err), "registration failed", "remote", remote, "err", tally.Clean(err.Error()))
+		s.cfg.events.send(Event{Kind: EventRefused, Service: m.asked.Name, Identity: m.grant.Identity, Remote: remote, Err: err})
+		return
+	}
+	cancel()
+	m.run()
+}
+
+// kindOf says what a registration that failed is counted under.
+func kindOf(ctx context.Context, err error) string {
+	var r *refusal
+	switch {
+	case errors.As(err, &r):
+		return r.told.Code
+	case ctx.Err() != nil:
+		return kindHandshake
+	case errors.Is(err, errHandshake), errors.Is(err, mux.ErrTLS):
+		return kindTLS
+	}
+	return kindBroken
+}
+
+// ipOf returns the IP address of addr, or the zero one if it has none.
+func ipOf(addr net.Addr) netip.Addr {
+	if a, ok := addr.(*net.TCPAddr); ok {
+		return a.AddrPort().Addr().Unmap()
+	}
+	return netip.Addr{}
+}
+
+// enterPending enters a connection in the book of those that are registering, or
+// returns what it is over.
+func (s *Server) enterPending(conn *net.Conn, ip netip.Addr) (kind string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	limits := &s.cfg.limits
+	switch {
+	case s.closing:
+		return wire.CodeClosing
+	case limits.Pending > 0 && len(s.pending) >= limits.Pending:
+		return kindPending
+	case ip.IsValid() && !s.pendingIPs.Take(ip, limits.PendingPerIP):
+		return kindPendingPerIP
+	}
+	s.pending[conn] = struct{}{}
+	return ""
+}
+
+func (s *Server) leavePending(conn *net.Conn, ip netip.Addr) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.pending, conn)
+	if ip.IsValid() {
+		s.pendingIPs.Give(ip)
+	}
+}
+
+// register takes a connection through TLS, the hello and the reply, and leaves a
+// session that may be given clients. It owns the connection, which is pending until
+// the session is in the books. The member that comes with an error says what had been
+// asked for.
+func (s *Server) register(ctx context.Context, ln net.Listener, pending *net.Conn) (*member, error) {
+	m := &member{srv: s, pending: pending, since: time.Now(),
+		replied: make(chan struct{}), idle: make(chan struct{})}
+	conn, err := s.tlsServer(ctx, *pending)
+	if err != nil {
+		return m, err
+	}
+	cfg := s.cfg.limits.session()
+	cfg.MaxOpens = s.cfg.maxOpens
+	m.sess = mux.Server(conn, cfg)
+	m.remote = m.sess.RemoteAddr().String()
+	wanted, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	s.wg.Go(func() { // nothing is waited for once the app, or the server, has gone
+		select {
+		case <-m.sess.Done():
+			cancel(m.sess.Err())
+		case <-wanted.Done():
+		}
+	})
+	if err = m.readHello(wanted); err == nil {
+		err = m.authorize(wanted, conn)
+	}
+	if err == nil {
+		err = s.place(wanted, ln, m)
+	}
+	if err == nil {
+		err = m.reply(ctx)
+		close(m.replied)
+		if err != nil {
+			m.unplace()
+		}
+	}
+	if err != nil {
+		m.refuse(ctx, err)
+		return m, err
+	}
+	return m, nil
+}
+
+var errHandshake = errors.New("TLS handshake failed")
+
+func (s *Server) tlsServer(ctx context.Context, conn net.Conn) (net.Conn, error) {
+	if s.cfg.tls != nil {
+		conn = tls.Server(conn, s.cfg.tls)
+	}
+	tc, ok := conn.(*tls.Conn) // or from a listener with TLS of its own
+	if !ok {
+		return conn, nil
+	}
+	if err := tc.HandshakeContext(ctx); err != nil {
+		if not, ok := errors.AsType[tls.RecordHeaderError](err); ok && not.Conn != nil {
+			sayTLS(ctx, not.Conn)
+		}
+		conn.Close()
+		return nil, fmt.Errorf("%w: %w", errHandshake, err)
+	}
+	return tc, nil
+}
+
+// sayTLS answers a peer that did not begin with TLS by an alert, which an app knows for
+// one (mux.ErrTLS), and gives it a moment to hang up, so that our hanging up does not
+// overtake the alert.
+func sayTLS(ctx context.Context, conn net.Conn) {
+	until := time.Now().Add(refusalTime)
+	if d, ok := ctx.Deadline(); ok && d.Before(until) {
+		until = d
+	}
+	conn.SetDeadline(until)
+	const alert, fatal, unexpected = 21, 2, 10
+	if _, err := conn.Write([]byte{alert, 3, 1, 0, 2, fatal, unexpected}); err == nil {
+		wholeConn(conn).CloseWrite() // an app waits for a frame's header, which is longer
+		io.Copy(io.Discard, conn)
+	}
+}
+
+// A refusal is an error that the service is told.
+type refusal struct {
+	told wire.Error
+	err  error
+}
+
+func (r *refusal) Error() string { return r.told.Code + ": " + r.err.Error() }
+func (r *refusal) Unwrap() error { return r.err }
+
+func refuse(code, message string, err error) *refusal {
+	return &refusal{wire.Error{Code: code, Message: message}, err}
+}
+
+// readHello accepts the control stream and reads the hello from it. A stock muxado
+// client says none: it half-closes the stream.
+func (m *member) readHello(ctx context.Context) error {
+	select {
+	case m.control = <-m.sess.Accepting():
+	case <-m.sess.Done():
+		return m.sess.Err()
+	case <-ctx.Done():
+		return fmt.Errorf("no control stream: %w", context.Cause(ctx))
+	}
+	m.sess.ForbidStreams()
+	stop := cutShort(ctx, m.control)
+	m.lines = wire.NewReader(m.control)
+	m.lines.Limit(m.srv.cfg.limits.HelloSize)
+	var hello wire.Hello
+	err := m.lines.Read(&hello)
+	m.lines.Limit(wire.MaxLine)
+	if late := stop(); late != nil {
+		err = late
+	}
+	var syntax *wire.SyntaxError
+	switch {
+	case err == io.EOF:
+		m.lines = nil
+		return nil
+	case errors.Is(err, wire.ErrTooLong), errors.Is(err, wire.ErrCut), errors.As(err, &syntax):
+		return refuse(wire.CodeMalformed, "the hello is not one line of JSON, or too long", fmt.Errorf("hello: %w", err))
+	case err != nil:
+		return fmt.Errorf("hello: %w", err)
+	case hello.Version != wire.Version:
+		return refuse(wire.CodeVersion, fmt.Sprintf("this relay speaks version %d", wire.Version),
+			fmt.Errorf("hello of version %d", hello.Version))
+	case len(hello.Name) > maxName:
+		return refuse(wire.CodeMalformed, fmt.Sprintf("the name is longer than %d bytes", maxName),
+			fmt.Errorf("name of %d bytes", len(hello.Name)))
+	case hello.Shared && hello.Name == "":
+		return refuse(wire.CodeMalformed, "only a name can be shared", errors.New("shared without a name"))
+	case hello.Port < 0 || hello.Port > 65535:
+		return refuse(wire.CodePortUnavailable, "not a port", fmt.Errorf("port %d asked for", hello.Port))
+	}
+	m.asked = hello
+	m.sess.EnableStop()
+	return nil
+}
+
+// cutShort has reads and writes of st end when ctx ends, until the function that it
+// returns is called. That one reports ctx's error if it came first.
+func cutShort(ctx context.Context, st *mux.Stream) (stop func() error) {
+	after := context.AfterFunc(ctx, func() { st.SetDeadline(time.Unix(1, 0)) })
+	return func() error {
+		if after() {
+			return nil
+		}
+		return context.Cause(ctx)
+	}
+}
+
+// authorize asks what the app may have.
+func (m *member) authorize(ctx context.Context, conn net.Conn) error {
+	r := Registration{
+		Token:  m.asked.Token,
+		Remote: conn.RemoteAddr(),
+		Name:   m.asked.Name,
+		Port:   m.asked.Port,
+		Shared: m.asked.Shared,
+	}
+	m.asked.Token = "" // nobody else needs it
+	if tc, ok := conn.(*tls.Conn); ok {
+		state := tc.ConnectionState()
+		r.TLS = &state
+	}
+	ask := m.srv.cfg.authorize
+	if ask == nil {
+		ask = byCertificate
+	}
+	grant, err := ask(ctx, r)
+	if err == nil {
+		err = grant.validate()
+	}
+	switch {
+	case ctx.Err() != nil:
+		return fmt.Errorf("authorizer: %w", context.Cause(ctx))
+	case err != nil:
+		return refuse(wire.CodeUnauthorized, "not authorized", err)
+	case !grant.allowsName(r.Name):
+		return refuse(wire.CodeUnauthorized, "not authorized for this name", fmt.Errorf("%s asks for the name %q", who(grant.Identity), r.Name))
+	case r.Port != 0 && !grant.allowsPort(r.Port):
+		return refuse(wire.CodePortUnavailable, "not authorized for this port", fmt.Errorf("%s asks for port %d", who(grant.Identity), r.Port))
+	}
+	m.grant = grant
+	return nil
+}
+
+func who(identity string) string {
+	if identity == "" {
+		return "somebody"
+	}
+	return strconv.Quote(identity)
+}
+
+// place finds the public address of a session: that of the lease it shows, that of
+// the name it has a share in, or a new one. The session is in the books then, but gets
+// no clients yet.
+func (s *Server) place(ctx context.Context, registration net.Listener, m *member) error {
+	for {
+		svc, mine, err := s.findPlace(m)
+		if err != nil {
+			return err
+		}
+		if mine {
+			return s.open(ctx, registration, svc, m)
+		}
+		if svc == nil {
+			return nil
+		}
+		select {
+		case <-svc.opened: // or not; see again
+		case <-ctx.Done():
+			return fmt.Errorf("waiting for another registration of the name: %w", context.Cause(ctx))
+		}
+	}
+}
+
+// findPlace attaches m to a service that is there and returns nil, or returns a new
+// one that m has to open, or one that another session is opening.
+func (s *Server) findPlace(m *member) (svc *service, mine bool, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closing {
+		return nil, false, refuse(wire.CodeClosing, "the relay is going away", ErrServerClosed)
+	}
+	h := &m.asked
+	if l := s.leases[keyOf(h.Lease)]; l != nil && l.svc.identity == m.grant.Identity {
+		// A lease of somebody else is one that nobody knows.
+		if !m.grant.allowsName(l.svc.name) {
+			return nil, false, refuse(wire.CodeUnauthorized, "not authorized for this name any more",
+				fmt.Errorf("%s resumes the name %q", who(m.grant.Identity), l.svc.name))
+		}
+		if !m.grant.allowsPort(l.svc.port) {
+			return nil, false, refuse(wire.CodePortUnavailable, "not authorized for this port any more",
+				fmt.Errorf("%s resumes on port %d", who(m.grant.Identity), l.svc.port))
+		}
+		s.resumeLocked(l, m)
+		return nil, false, nil
+	}
+	svc = s.holderLocked(h, m.grant.Identity)
+	switch {
+	case svc == nil:
+	case !svc.isOpen():
+		return svc, false, nil
+	case svc.shared && h.Shared && svc.identity == m.grant.Identity:
+		if h.Port != 0 && h.Port != svc.port {
+			return nil, false, refuse(wire.CodePortUnavailable, fmt.Sprintf("the name has port %d", svc.port),
+				fmt.Errorf("port %d for a share of %s", h.Port, svc.addr))
+		}
+		if !m.grant.allowsPort(svc.port) {
+			return nil, false, refuse(wire.CodePortUnavailable, "not authorized for the name's port",
+				fmt.Errorf("a share of %s for %s", svc.addr, who(m.grant.Identity)))
+		}
+		s.attachLocked(svc, m)
+		return nil, false, nil
+	case svc.identity != "" && svc.identity == m.grant.Identity && svc.parked():
+		// Its owner has come back without the lease, as after a crash.
+		if (h.Port == 0 || h.Port == svc.port) && m.grant.allowsPort(svc.port) {
+			svc.shared = h.Shared
+			s.attachLocked(svc, m)
+			for l := range svc.leases {
+				if l != m.lease {
+					s.endLeaseLocked(l)
+				}
+			}
+			return nil, false, nil
+		}
+		svc.endLocked()
+	default:
+		return nil, false, refuse(wire.CodeNameTaken, "another service has this name", fmt.Errorf("name %q is taken", h.Name))
+	}
+	if limit := s.cfg.limits.Services; limit > 0 && s.owners.Total() >= limit {
+		return nil, false, refuse(wire.CodeServerFull, "no more services", fmt.Errorf("%d services", limit))
+	}
+	if !s.owners.Take(m.grant.Identity, m.grant.Limits.Services) {
+		return nil, false, refuse(wire.CodeServerFull, "no more services for you",
+			fmt.Errorf("%d services of %s", m.grant.Limits.Services, who(m.grant.Identity)))
+	}
+	svc = newService(s, h.Name, m.grant.Identity, h.Shared, m.grant.Limits)
+	s.enterLocked(svc)
+	return svc, true, nil
+}
+
+// holderLocked returns who has the name that is asked for, or, of services without
+// one, a parked service of the same owner that has the port.
+func (s *Server) holderLocked(h *wire.Hello, identity string) *service {
+	if h.Name != "" {
+		return s.names[h.Name]
+	}
+	if h.Port == 0 || identity == "" {
+		return nil
+	}
+	for svc := range s.services {
+		if svc.name == "" && svc.port == h.Port && svc.identity == identity && svc.parked() {
+			return svc
+		}
+	}
+	return nil
+}
+
+// open gives a new service its public listener.
+func (s *Server) open(ctx context.Context, registration net.Listener, svc *service, m *member) error {
+	host := s.cfg.publicHost
+	if !s.cfg.publicHostSet {
+		host = hostOf(registration.Addr())
+	}
+	port := m.asked.Port
+	ln, err := s.cfg.ports.Listen(ctx, host, port, m.grant.FirstPort, m.grant.LastPort)
+	switch {
+	case err == nil:
+	case ctx.Err() != nil:
+		err = fmt.Errorf("public listener: %w", context.Cause(ctx))
+	case errors.Is(err, ports.ErrFull):
+		err = refuse(wire.CodeServerFull, "no port is free", err)
+	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
+		err = refuse(wire.CodeServerFull, "the relay has no file left", err)
+	case errors.Is(err, ports.ErrRange):
+		err = refuse(wire.CodePortUnavailable, fmt.Sprintf("port %d is not one of this relay's", port), err)
+	case errors.Is(err, ports.ErrInUse):
+		err = refuse(wire.CodePortUnavailable, fmt.Sprintf("port %d is in use", port), err)
+	default:
+		err = refuse(wire.CodePortUnavailable, "the relay cannot listen on its public host", err)
+	}
+
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err == nil && svc.ended { // Shutdown or Disconnect was faster
+		ln.Close()
+		err = refuse(wire.CodeClosing, "the relay is going away", ErrServerClosed)
+	}
+	if err != nil {
+		svc.endLocked()
+		close(svc.opened)
+		return err
+	}
+	host = s.advertisedHost(ln, m.sess)
+	s.attachLocked(svc, m)
+	svc.openLocked(ln, net.JoinHostPort(host, strconv.Itoa(portOf(ln.Addr()))))
+	m.log = svc.log
+	return nil
+}
+
+// enterLocked takes a service up in the server's books.
+func (s *Server) enterLocked(svc *service) {
+	s.services[svc] = struct{}{}
+	if svc.name != "" {
+		s.names[svc.name] = svc
+	}
+}
+
+// hostOf returns the host to bind for those who register at addr.
+func hostOf(addr net.Addr) string {
+	if a, ok := addr.(*net.TCPAddr); ok {
+		if a.Zone != "" {
+			return a.IP.String() + "%" + a.Zone
+		}
+		if len(a.IP) == 0 {
+			return ""
+		}
+		return a.IP.String()
+	}
+	return "127.0.0.1" // of this machine, like a Unix socket, or in memory
+}
+
+// portOf returns the port of a public listener, which WithListen may have made.
+func portOf(addr net.Addr) int {
+	if a, ok := addr.(*net.TCPAddr); ok {
+		return a.Port
+	}
+	_, port, _ := net.SplitHostPort(addr.String())
+	n, _ := strconv.Atoi(port)
+	return n
+}
+
+// advertisedHost returns the host of a public address. All addresses are no address
+// to be told; the one at which the service came is known to work.
+func (s *Server) advertisedHost(ln net.Listener, sess *mux.Session) string {
+	if s.cfg.advertisedHost != "" {
+		return s.cfg.advertisedHost
+	}
+	if addr, ok := ln.Addr().(*net.TCPAddr); ok && addr.IP.IsUnspecified() {
+		if at, ok := sess.LocalAddr().(*net.TCPAddr); ok {
+			return hostOf(at)
+		}
+	}
+	return hostOf(ln.Addr())
+}
+
+// reply tells the app its public address: in a line of JSON, and a stock client as
+// plain text.
+func (m *member) reply(ctx context.Context) error {
+	stop := cutShort(ctx, m.control)
+	var err error
+	if m.lines == nil {
+		if _, err = io.WriteString(m.control, m.svc.addr); err == nil {
+			err = m.control.Close()
+		}
+	} else {
+		err = m.say(wire.Reply{
+			Version:     wire.Version,
+			Address:     m.svc.addr,
+			Lease:       m.secret,
+			HeartbeatMS: int(max(m.srv.cfg.heartbeat.interval, 0) / time.Millisecond),
+		})
+	}
+	late := stop()
+	if err == nil && m.sess.Err() != nil {
+		return nil // the app may have the reply, and come back with its lease
+	}
+	if late != nil {
+		return late
+	}
+	return err
+}
+
+// refuse tells an app that it was not registered, if it is one, and ends the
+// session.
+func (m *member) refuse(ctx context.Context, err error) {
+	var r *refusal
+	if !errors.As(err, &r) || m.control == nil {
+		m.sess.CloseWithError(mux.ProtocolError, err)
+		return
+	}
+	defer m.sess.Close()
+	defer cutShort(ctx, m.control)()
+	if m.say(wire.Reply{Version: wire.Version, Error: &r.told}) != nil || m.control.CloseWrite() != nil {
+		return
+	}
+	timer := time.NewTimer(cmp.Or(min(refusalTime, max(m.srv.cfg.limits.HandshakeTime, 0)), refusalTime))
+	defer timer.Stop()
+	select {
+	case <-m.sess.Done():
+	case <-timer.C:
+	}
+}
+
+// unplace takes a session whose reply failed out of the books: it never had a client.
+func (m *member) unplace() {
+	m.stopTaking()
+	if !m.resumed {
+		m.srv.endLease(m) // the app does not know it
+	}
+	m.release()
+	m.leave()
+}
