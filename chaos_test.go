@@ -42,7 +42,6 @@ import (
 // noise is what transfers carry. No two pieces of it are alike.
 var noise = sync.OnceValue(func() []byte { return randomBytes(4 << 20) })
 
-
 // A flow is what one end of a transfer sends to the other.
 type flow struct {
 	all  []byte

@@ -280,6 +280,7 @@ func (a *roamer) expectRefused(t testing.TB, want relay.Code) {
 		t.Errorf("Accept: %v, want code %q", err, want)
 	}
 	within(t, "Done", a.Done())
+	synctest.Wait() // the app still has to hang up on its clients
 	if s := a.Stats(); s.Connected || s.Live != 0 {
 		t.Errorf("when it is over: %+v", s)
 	}

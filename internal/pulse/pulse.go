@@ -58,7 +58,7 @@ type Pulse struct {
 	mu      sync.Mutex
 	err     error       // the session was declared dead, or Stop was called
 	timer   *time.Timer // runs beat when something is due
-	wanted  bool        // a Check needs a ping; the timer is about to send it
+	wanted  bool        // a Check needs a ping; a beat is about to send it
 	pinging bool        // in cfg.Ping
 	pinged  time.Time   // when cfg.Ping was last called, or returned
 	last    int64       // the id of the last ping
@@ -77,7 +77,8 @@ func Start(s Session, cfg Config) *Pulse {
 	p := &Pulse{s: s, cfg: cfg, start: time.Now(), over: make(chan struct{})}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.timer = time.AfterFunc(0, p.beat)
+	p.timer = time.AfterFunc(math.MaxInt64, p.beat)
+	p.armLocked(p.start)
 	return p
 }
 
@@ -110,8 +111,8 @@ func (p *Pulse) endedLocked() error {
 	}
 }
 
-// beat does what is due. The timer runs it, at times earlier than needed, because
-// what is heard and sent does not move the timer.
+// beat does what is due, in a goroutine of its own. The timer runs it, at times earlier
+// than needed, because what is heard and sent does not move the timer.
 func (p *Pulse) beat() {
 	p.mu.Lock()
 	now := time.Now()
@@ -167,7 +168,10 @@ func (p *Pulse) armLocked(now time.Time) {
 	if p.cfg.Interval > 0 && !p.pinging {
 		next = min(next, p.untilPing(now))
 	}
-	if next < never {
+	switch {
+	case next <= 0: // not by the timer: in a synctest bubble the caller would run it (golang/go#78156)
+		go p.beat()
+	case next < never:
 		p.timer.Reset(next)
 	}
 }
@@ -277,7 +281,7 @@ func (p *Pulse) ask(within time.Duration) (ponged chan struct{}, err error) {
 	shared := p.pinging || len(p.pings) > 0 && time.Since(p.pinged) < within
 	if !shared {
 		p.wanted = true
-		p.timer.Reset(0)
+		go p.beat()
 	}
 	if p.ponged == nil {
 		p.ponged = make(chan struct{})
