@@ -13,6 +13,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -944,6 +945,7 @@ func startChaos(t testing.TB, n *memnet.Network, c climate, seed uint64) *chaos 
 	w.book.pause = func(d time.Duration) { w.passes(d) }
 	n.OnConn(w.connects)
 	w.startRelay()
+	srv, _ := w.relay()
 	for p := firstKeeper; p < firstCloser; p++ {
 		w.begin(&w.load, func(rnd *rand.Rand) {
 			w.register(rnd, "", relay.WithName(fmt.Sprint("keeper ", p)), relay.WithPort(p))
@@ -957,6 +959,15 @@ func startChaos(t testing.TB, n *memnet.Network, c climate, seed uint64) *chaos 
 			w.begin(&w.load, func(rnd *rand.Rand) { w.replace(rnd, fmt.Sprint("shared ", p), p) })
 		}
 	}
+	w.await("the apps that stay", func() bool {
+		here := 0
+		for _, info := range srv.Services() {
+			if !strings.HasPrefix(info.Name, "closer ") {
+				here++
+			}
+		}
+		return here == firstCloser-firstKeeper+lastShared-firstShared+1
+	})
 	for range c.clients {
 		w.begin(&w.load, w.visits)
 	}
