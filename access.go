@@ -38,8 +38,9 @@ type Grant struct {
 
 	// Limits are those of the identity's own. Services, Clients and ClientsPerIP bound
 	// what it has in all, beside the server's; those on a service, its clients and its
-	// rates replace the server's; zero leaves the server's, and those on connections
-	// before registration and on unread bytes are not looked at.
+	// rates replace the server's, and are those of the registration that opened it for as
+	// long as it lives; zero leaves the server's, and those on connections before
+	// registration and on unread bytes are not looked at.
 	Limits Limits
 }
 

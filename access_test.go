@@ -284,7 +284,11 @@ func TestLeaseShown(t *testing.T) {
 		within(t, "the end of a disconnected session", third.Done())
 		greetStage(s, wire.Hello{Name: "api", Token: tokenC})
 		_, _, r = greetStage(s, wire.Hello{Name: "api", Token: tokenA, Lease: api.Lease})
-		taken(s, "a disconnected lease", r)
+		if r.Error == nil || r.Error.Code != wire.CodeDisconnected {
+			t.Errorf("a disconnected lease: %+v", r)
+		}
+		_, _, r = greetStage(s, wire.Hello{Name: "api", Token: tokenC, Lease: api.Lease})
+		taken(s, "a disconnected lease of somebody else", r)
 		// Over, because nobody came back in time.
 		fourth, _, late := greetStage(s, wire.Hello{Name: "late", Token: tokenA})
 		fourth.Close()

@@ -48,6 +48,8 @@ var (
 	errWaited  = errors.New("the app did not come back in time")
 	errExpired = errors.New("the lease expired")
 
+	errDisconnected = errors.New("disconnected by the relay")
+
 	errDoubtful = errors.New("the app did not answer at once")
 )
 
@@ -265,7 +267,11 @@ func (c *client) refuse(kind string, err error) {
 	svc.refusals[kind]++
 	svc.mu.Unlock()
 	svc.srv.refused.Add(kind, "client refused", svc.attrs("client", c.remote, "err", cleanErr(err))...)
-	svc.event(Event{Kind: EventClientRefused, Remote: c.remote, Err: err})
+	event := EventClientRefused
+	if c.met {
+		event = EventClientLeft
+	}
+	svc.event(Event{Kind: event, Remote: c.remote, Err: err})
 }
 
 // dismiss takes a client that no app had out of the service's book.

@@ -22,15 +22,18 @@ const (
 	// EventDraining: the relay is going away. The app looks for it anew, and clients
 	// that are connected may go on.
 	EventDraining EventKind = "draining"
-	// EventEnded: a session ended for good, or a lease without one. Err is nil if the
-	// app wanted it. A listener tells it when the relay will not have it any longer.
+	// EventEnded: an app will not come back, because it closed its listener (Err is nil
+	// then), was disconnected, or stayed away for too long. A shared service goes on
+	// while there are other apps. A listener tells it when the relay will not have it
+	// any longer, and not after its Close.
 	EventEnded EventKind = "ended"
 
 	// The others are of a server only.
 
 	// EventClient: a client was connected to an app.
 	EventClient EventKind = "client"
-	// EventClientLeft: it has left. Err is nil if both sides ended in order.
+	// EventClientLeft: it has left, or the app refused it and there was no other. Err is
+	// nil if both sides ended in order.
 	EventClientLeft EventKind = "client_left"
 	// EventClientRefused: it was not connected to an app, and reset. Err says why.
 	EventClientRefused EventKind = "client_refused"

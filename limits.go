@@ -30,6 +30,11 @@ type Limits struct {
 	// default there is no limit but that of the ports ("server_full").
 	Services int
 
+	// AppsPerService bounds the apps that share one public address, and with them those
+	// that were lost and have still time to come back, by default to 1,000
+	// ("server_full").
+	AppsPerService int
+
 	// Clients bounds the clients connected at once, of the server or of an identity.
 	// By default it is 80 % of the files that the process may have open for the
 	// server, and none for an identity ("clients"). ClientsPerIP bounds those of one
@@ -73,6 +78,7 @@ var defaultLimits = Limits{
 	HelloSize:         wire.MaxLine,
 	Pending:           256,
 	PendingPerIP:      16,
+	AppsPerService:    1000,
 	ClientsPerService: 10_000,
 	WaitTime:          10 * time.Second,
 	Waiting:           1000,
@@ -91,7 +97,7 @@ func (l Limits) validate() error {
 func (l Limits) or(d Limits) Limits {
 	for _, f := range []struct{ v, d *int }{
 		{&l.HelloSize, &d.HelloSize}, {&l.Pending, &d.Pending}, {&l.PendingPerIP, &d.PendingPerIP},
-		{&l.Services, &d.Services}, {&l.Clients, &d.Clients}, {&l.ClientsPerIP, &d.ClientsPerIP},
+		{&l.Services, &d.Services}, {&l.AppsPerService, &d.AppsPerService}, {&l.Clients, &d.Clients}, {&l.ClientsPerIP, &d.ClientsPerIP},
 		{&l.ClientsPerService, &d.ClientsPerService}, {&l.Waiting, &d.Waiting},
 		{&l.ClientUnread, &d.ClientUnread}, {&l.SessionUnread, &d.SessionUnread},
 	} {

@@ -301,6 +301,26 @@ func TestLimits(t *testing.T) {
 		}
 	}
 
+	// Two apps that share a name, one of them lost.
+	apps := func(s *stage) attempts {
+		web := []relay.RegisterOption{relay.WithName("web"), relay.WithShared()}
+		a, b := s.registerEcho("limited", web...), s.registerEcho("limited", web...)
+		b.leave()
+		return attempts{
+			more: func() bool { return registered(s, relay.CodeServerFull, s.registers("10.0.0.5", "limited", web...)) },
+			others: func() {
+				s.visit(a)
+				if code := s.registers("10.0.0.5", "limited", relay.WithName("api"), relay.WithShared()); code != "" {
+					s.Errorf("another name: %s", code)
+				}
+			},
+			release: func() {
+				s.end(a.Listener)
+				b.comeBack(s)
+			},
+		}
+	}
+
 	for _, tt := range []struct {
 		name          string
 		kind          string
@@ -363,6 +383,9 @@ func TestLimits(t *testing.T) {
 				release: func() { s.end(a.Listener) },
 			}
 		}, nil},
+
+		{"AppsPerService", "server_full", relay.Limits{AppsPerService: 2}, relay.Limits{}, apps, nil},
+		{"AppsPerService of an identity", "server_full", relay.Limits{AppsPerService: 1}, relay.Limits{AppsPerService: 2}, apps, nil},
 
 		{"Clients", "clients", relay.Limits{Clients: 2}, relay.Limits{}, func(s *stage) attempts {
 			a, _, c, d, release := twoClients(s)
@@ -773,7 +796,7 @@ func TestNoLimits(t *testing.T) {
 		}
 		s.expectRefusals(map[string]int64{})
 	}, relay.WithLimits(relay.Limits{
-		HandshakeTime: -1, HelloSize: -1, Pending: -1, PendingPerIP: -1, Services: -1, Clients: -1, ClientsPerIP: -1,
+		HandshakeTime: -1, HelloSize: -1, Pending: -1, PendingPerIP: -1, Services: -1, AppsPerService: -1, Clients: -1, ClientsPerIP: -1,
 		ClientsPerService: -1, Waiting: -1, BytesPerSecond: -1, ClientBytesPerSecond: -1, IdleTime: -1, StallTime: -1,
 		LingerTime: -1, ClientUnread: -1, SessionUnread: -1,
 	}), identify(relay.Limits{Services: -1, Clients: -1, ClientsPerIP: -1, IdleTime: -1, ClientsPerService: -1}))

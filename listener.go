@@ -23,7 +23,8 @@ type Code string
 const (
 	// CodeUnreachable: nobody could be connected to at the relay's address.
 	CodeUnreachable Code = "unreachable"
-	// CodeTLS: the TLS handshake with the relay failed.
+	// CodeTLS: the TLS handshake with the relay failed, or only one of the two speaks
+	// TLS.
 	CodeTLS Code = "tls"
 	// CodeNotRelay: what was connected to does not speak the relay's protocol, or
 	// hung up before it answered.

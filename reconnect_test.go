@@ -690,6 +690,69 @@ func TestDisconnected(t *testing.T) {
 	})
 }
 
+// An app that was away when it was disconnected is told so when it comes back, as long as
+// its lease would have lasted. After that it is nobody that the relay knows.
+func TestDisconnectedWhileAway(t *testing.T) {
+	for _, tt := range []struct {
+		back  time.Duration
+		there bool
+	}{
+		{29 * time.Second, false},
+		{31 * time.Second, true},
+	} {
+		t.Run(tt.back.String(), func(t *testing.T) {
+			inMemory(t, func(t *testing.T, n *memnet.Network) {
+				r := startOn(t, n, relay.WithLease(30*time.Second))
+				a := roam(t, n, relay.WithName("web"))
+				a.place("")
+				a.transport().Cut()
+				synctest.Wait()
+				start := time.Now()
+				if err := r.Disconnect("web"); err != nil {
+					t.Fatal(err)
+				}
+				expectAt(t, "the end", r.one(t, relay.EventEnded).Time, start, 0)
+				sleepUntil(start, tt.back)
+				a.place("10.1.0.1")
+				if !tt.there {
+					a.expectRefused(t, relay.CodeDisconnected)
+					return
+				}
+				sleepUntil(start, time.Minute)
+				a.expectAccepting(t)
+				if err := visit(n, a.Addr()); err != nil {
+					t.Error(err)
+				}
+			})
+		})
+	}
+}
+
+// An app that is disconnected while it registers is told so too.
+func TestDisconnectedWhileRegistering(t *testing.T) {
+	inMemory(t, func(t *testing.T, n *memnet.Network) {
+		opening, open := make(chan struct{}), make(chan struct{})
+		r := startOn(t, n, relay.WithListen(func(ctx context.Context, network, address string) (net.Listener, error) {
+			close(opening)
+			<-open
+			return n.Listen(ctx, network, address)
+		}))
+		failed := make(chan error, 1)
+		go func() {
+			_, err := relay.Register(context.Background(), relayAddr, relay.WithDialer(n.DialFrom("10.1.0.1")), relay.WithName("web"))
+			failed <- err
+		}()
+		within(t, "the public listener being opened", opening)
+		if err := r.Disconnect("web"); err != nil {
+			t.Fatal(err)
+		}
+		close(open)
+		if err := within(t, "Register's error", failed); code(err) != relay.CodeDisconnected {
+			t.Errorf("Register: %v", err)
+		}
+	})
+}
+
 // A session whose streams are soon used up is replaced by another one, which no client
 // notices.
 func TestRotation(t *testing.T) {

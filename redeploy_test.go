@@ -712,6 +712,25 @@ func TestSharedBacklog(t *testing.T) {
 	}
 }
 
+// A client that an app was given, and refused, has left if there is no other app.
+func TestRefusedByAll(t *testing.T) {
+	onStage(t, func(t *testing.T, s *stage) {
+		a := s.register("a", relay.WithBacklog(1))
+		s.client(a)
+		synctest.Wait() // it fills the backlog
+		c := s.client(a)
+		expectReset(t, c)
+		came, left := s.await(relay.EventClient), s.await(relay.EventClientLeft)
+		if came = s.await(relay.EventClient); came.Remote != c.LocalAddr().String() || left.Remote != came.Remote || left.Err == nil {
+			t.Errorf("came: %+v; left: %+v", came, left)
+		}
+		s.expectRefusals(map[string]int64{"no_app": 1})
+		if n := len(s.events[relay.EventClientRefused]); n != 0 {
+			t.Errorf("%d events of clients that no app had", n)
+		}
+	})
+}
+
 // Drain keeps new clients away, and returns when Accept has returned those who were on
 // their way, and all have been answered something.
 func TestDrain(t *testing.T) {

@@ -334,6 +334,10 @@ func (s *Server) findPlace(m *member) (svc *service, mine bool, err error) {
 	h := &m.asked
 	if l := s.leases[keyOf(h.Lease)]; l != nil && l.svc.identity == m.grant.Identity {
 		// A lease of somebody else is one that nobody knows.
+		if l.ended {
+			return nil, false, refuse(wire.CodeDisconnected, errDisconnected.Error(),
+				fmt.Errorf("an app of %s, which was disconnected, comes back", l.svc.addr))
+		}
 		if !m.grant.allowsName(l.svc.name) {
 			return nil, false, refuse(wire.CodeUnauthorized, "not authorized for this name any more",
 				fmt.Errorf("%s resumes the name %q", who(m.grant.Identity), l.svc.name))
@@ -358,6 +362,10 @@ func (s *Server) findPlace(m *member) (svc *service, mine bool, err error) {
 		if !m.grant.allowsPort(svc.port) {
 			return nil, false, refuse(wire.CodePortUnavailable, "not authorized for the name's port",
 				fmt.Errorf("a share of %s for %s", svc.addr, who(m.grant.Identity)))
+		}
+		if limit := svc.limits.AppsPerService; limit > 0 && len(svc.leases) >= limit {
+			return nil, false, refuse(wire.CodeServerFull, "no more apps for this name",
+				fmt.Errorf("%d apps at %s", limit, svc.addr))
 		}
 		s.attachLocked(svc, m)
 		return nil, false, nil
@@ -434,7 +442,10 @@ func (s *Server) open(ctx context.Context, registration net.Listener, svc *servi
 	defer s.mu.Unlock()
 	if err == nil && svc.ended { // Shutdown or Disconnect was faster
 		ln.Close()
-		err = refuse(wire.CodeClosing, "the relay is going away", ErrServerClosed)
+		err = refuse(wire.CodeDisconnected, errDisconnected.Error(), errDisconnected)
+		if s.closing {
+			err = refuse(wire.CodeClosing, "the relay is going away", ErrServerClosed)
+		}
 	}
 	if err != nil {
 		svc.endLocked()

@@ -347,6 +347,10 @@ func (s *Server) stopListening() []*member {
 	for svc := range s.services {
 		all = append(all, svc.endLocked()...)
 	}
+	for key, l := range s.leases { // of those that Disconnect ended
+		l.expiry.Stop()
+		delete(s.leases, key)
+	}
 	return all
 }
 
@@ -355,11 +359,13 @@ var ErrNoService = errors.New("relay: no service of that name")
 
 // Disconnect ends the sessions of the named service, those that are draining too,
 // which resets their clients, and its leases. The apps are told, so that their Accept
-// fails with CodeDisconnected and they do not come back by themselves; who shall never
+// fails with CodeDisconnected and they do not come back by themselves; one that is away
+// is told when it comes back, unless that takes longer than WithLease. Who shall never
 // come back must not be authorized. Name and port are free when it returns.
 func (s *Server) Disconnect(name string) error {
 	var named []*service
 	var members []*member
+	var away []*lease
 	s.mu.Lock()
 	for svc := range s.services {
 		if svc.name == name {
@@ -374,7 +380,8 @@ func (s *Server) Disconnect(name string) error {
 		}
 	}
 	for _, svc := range named {
-		members = append(members, svc.endLocked()...)
+		m, l := svc.dismissLocked()
+		members, away = append(members, m...), append(away, l...)
 	}
 	s.mu.Unlock()
 	if named == nil {
@@ -383,6 +390,9 @@ func (s *Server) Disconnect(name string) error {
 	var all sync.WaitGroup
 	for _, m := range members {
 		all.Go(m.disconnect)
+	}
+	for _, l := range away {
+		l.svc.event(Event{Kind: EventEnded, Err: errDisconnected})
 	}
 	all.Wait()
 	s.mu.Lock()

@@ -64,9 +64,9 @@ type lease struct {
 	shown  bool // it can be, for its key is in the server's book; or else it ends with the session
 	key    leaseKey
 	m      *member     // nil while the app is away
-	expiry *time.Timer // runs while the app is away
+	expiry *time.Timer // runs while the app is away, and while an ended one is still in the book
 	parks  int         // how often it was away: which expiry it is that fires
-	ended  bool
+	ended  bool        // and if it is in the book, who shows it was disconnected
 }
 
 type leaseKey [sha256.Size]byte
@@ -183,22 +183,20 @@ func (s *Server) holdLocked(l *lease, m *member) {
 }
 
 // releaseLocked ends m's hold on its lease, because its session has ended. The lease
-// goes on for a while if it can be shown again.
-func (s *Server) releaseLocked(m *member) (parked bool) {
+// goes on for a while if it can be shown again. It returns what that is for the
+// service's app: EventLost, EventEnded, or nothing if a newer session has the lease.
+func (s *Server) releaseLocked(m *member) EventKind {
 	l := m.lease
-	if l.m != m { // it is a newer session's
-		return false
+	if l.m != m {
+		return ""
 	}
 	l.m = nil
-	if l.ended {
-		return false
+	if !l.ended && l.shown {
+		s.parkLocked(l)
+		return EventLost
 	}
-	if !l.shown {
-		s.endLeaseLocked(l)
-		return false
-	}
-	s.parkLocked(l)
-	return true
+	s.endLeaseLocked(l)
+	return EventEnded
 }
 
 // parkLocked keeps a lease whose app is away for as long as it may be.
@@ -248,6 +246,32 @@ func (s *Server) endLeaseLocked(l *lease) {
 	if len(l.svc.leases) == 0 {
 		l.svc.endLocked()
 	}
+}
+
+// dismissLocked is endLocked for a service that its apps are not to come back to. Those
+// that are away are told so if they come while a lease would last. It returns those
+// leases too.
+func (svc *service) dismissLocked() (members []*member, away []*lease) {
+	s := svc.srv
+	shown := make([]*lease, 0, len(svc.leases))
+	for l := range svc.leases {
+		if l.m == nil {
+			away = append(away, l)
+		}
+		if l.shown {
+			shown = append(shown, l)
+		}
+	}
+	members = svc.endLocked()
+	for _, l := range shown {
+		s.leases[l.key] = l
+		l.expiry = time.AfterFunc(s.cfg.lease, func() {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			delete(s.leases, l.key)
+		})
+	}
+	return members, away
 }
 
 // endLocked closes the public listener, gives up the name and ends the leases. It

@@ -96,8 +96,8 @@ func (m *member) run() {
 	}
 	defer m.sess.Close() // which waits a moment for a peer that takes nothing
 	m.stopTaking()
-	kept := m.release() // now, for a client who has all but takes its time is not to hold the lease
-	<-m.idle            // the others see the session's end
+	kind = m.release() // now, for a client who has all but takes its time is not to hold the lease
+	<-m.idle           // the others see the session's end
 	if m.pulse != nil {
 		m.pulse.Stop()
 	}
@@ -107,12 +107,10 @@ func (m *member) run() {
 	} else if err != nil {
 		err = fmt.Errorf("session lost: %w", err)
 	}
-	m.log.Info("session ended", "remote", m.remote, "kept", kept, "err", cleanErr(err))
-	kind = EventEnded
-	if kept {
-		kind = EventLost
+	m.log.Info("session ended", "remote", m.remote, "kept", kind == EventLost, "err", cleanErr(err))
+	if kind != "" { // the newer session has told it otherwise
+		m.svc.event(Event{Kind: kind, Remote: m.remote, Err: err})
 	}
-	m.svc.event(Event{Kind: kind, Remote: m.remote, Err: err})
 }
 
 // protocol names what the app speaks, for the log.
@@ -139,9 +137,9 @@ func (m *member) startPulse() {
 	m.svc.mu.Unlock()
 }
 
-// release ends the hold of a session that has ended on its lease. It reports whether
-// the address is kept for the app.
-func (m *member) release() (kept bool) {
+// release ends the hold of a session that has ended on its lease, and returns what that
+// is for the app.
+func (m *member) release() EventKind {
 	m.srv.mu.Lock()
 	defer m.srv.mu.Unlock()
 	return m.srv.releaseLocked(m)
@@ -291,7 +289,7 @@ func (m *member) supersede() {
 
 // disconnect ends a session at the operator's wish.
 func (m *member) disconnect() {
-	m.endWith(wire.Error{Code: wire.CodeDisconnected, Message: "disconnected by the relay"})
+	m.endWith(wire.Error{Code: wire.CodeDisconnected, Message: errDisconnected.Error()})
 }
 
 // endWith ends a session at once, after telling the app why.

@@ -107,6 +107,9 @@ func run(log *slog.Logger, at, to string, drain time.Duration, opts []relay.Regi
 	defer stop()
 	ln, err := relay.Register(ctx, at, opts...)
 	if err != nil {
+		if ctx.Err() != nil {
+			return nil // the signal was what it waited for, with -wait
+		}
 		return err
 	}
 	fmt.Println(ln.Addr())

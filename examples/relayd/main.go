@@ -139,6 +139,7 @@ func awaitSuccessor(log *slog.Logger, door *net.UnixListener, srv *relay.Server,
 		err = srv.HandOver(ctx, conn)
 		cancel()
 		if err == nil {
+			door.Close() // who comes now is the successor's
 			stop()
 			return
 		}
