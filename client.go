@@ -93,7 +93,7 @@ func (svc *service) carry(conn net.Conn) {
 	c := &client{
 		svc:    svc,
 		raw:    conn,
-		conn:   wholeConn(conn),
+		conn:   svc.srv.wholeConn(conn),
 		remote: conn.RemoteAddr().String(),
 		ip:     ipOf(conn.RemoteAddr()),
 		since:  time.Now(),
@@ -147,25 +147,59 @@ func kindOfRefusal(err error) string {
 	return kindNoApp
 }
 
-// wholeConn gives a connection of a listener that is not TCP's the methods that it
-// lacks, without which a half-close or a reset is not passed on.
-func wholeConn(conn net.Conn) join.Conn {
-	if c, ok := conn.(join.Conn); ok {
+// wholeConn makes a client's connection one that behaves as TCP's.
+func (s *Server) wholeConn(conn net.Conn) join.Conn {
+	if c, ok := conn.(*net.TCPConn); ok {
 		return c
 	}
-	return halfConn{conn}
+	return &userConn{Conn: conn, srv: s}
 }
 
-type halfConn struct{ net.Conn }
+// A userConn is one of a listener that WithListen made. Where it lacks the methods of a
+// *net.TCPConn, a half-close or a reset is not passed on. Its Close may take its time,
+// as that of a *tls.Conn does, and is called where nothing may wait.
+type userConn struct {
+	net.Conn
+	srv    *Server
+	closed atomic.Bool
+}
 
-func (c halfConn) CloseWrite() error {
+func (c *userConn) Write(p []byte) (int, error) {
+	if c.closed.Load() {
+		return 0, net.ErrClosed
+	}
+	return c.Conn.Write(p)
+}
+
+func (c *userConn) CloseWrite() error {
+	if c.closed.Load() {
+		return net.ErrClosed
+	}
 	if w, ok := c.Conn.(interface{ CloseWrite() error }); ok {
 		return w.CloseWrite()
 	}
 	return nil
 }
 
-func (c halfConn) SetLinger(int) error { return nil }
+func (c *userConn) SetLinger(sec int) error {
+	if l, ok := c.Conn.(interface{ SetLinger(int) error }); ok {
+		return l.SetLinger(sec)
+	}
+	return nil
+}
+
+// Close is called while the client's goroutine runs, so that the server still waits for
+// others.
+func (c *userConn) Close() error {
+	if c.closed.Swap(true) {
+		return net.ErrClosed
+	}
+	c.srv.wg.Go(func() { c.Conn.Close() })
+	return nil
+}
+
+// NetConn returns the connection itself, which can be asked for its state.
+func (c *userConn) NetConn() net.Conn { return c.Conn }
 
 // A gauge counts what a connection takes of what is written to it. The stream counts a
 // write as a whole, which may be long over if a rate or the client is slow.
@@ -325,14 +359,11 @@ func (svc *service) connect(c *client) error {
 			return nil
 		}
 		svc.release(m)
-		switch {
-		case errors.Is(err, mux.ErrStreamsExhausted):
+		if errors.Is(err, mux.ErrStreamsExhausted) {
 			m.stopTaking()
-		case m.sess.Err() != nil, errors.Is(err, mux.ErrGoneAway):
-			c.notAgain = append(c.notAgain, m)
-		default: // it has too many, or takes nothing; another one may do
-			c.notAgain = append(c.notAgain, m)
+			continue
 		}
+		c.notAgain = append(c.notAgain, m) // it is over, has too many, or takes nothing
 	}
 }
 

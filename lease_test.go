@@ -936,3 +936,83 @@ func TestNoLeaseNoEviction(t *testing.T) {
 		})
 	}
 }
+
+// A client that was sent everything, and takes its time to read it, has no need of the
+// session: it does not hold the lease when that has ended.
+func TestSlowClientHoldsNoLease(t *testing.T) {
+	const lease = 20 * time.Second
+	for name, then := range map[string]func(t *testing.T, n *memnet.Network, r *memRelay, addr net.Addr, lost time.Time){
+		"the lease expires": func(t *testing.T, n *memnet.Network, r *memRelay, addr net.Addr, lost time.Time) {
+			sleepUntil(lost, lease-1)
+			if err := listens(n, addr); !errors.Is(err, syscall.EADDRINUSE) {
+				t.Errorf("listening in the last moment: %v", err)
+			}
+			sleepUntil(lost, lease)
+			if err := listens(n, addr); err != nil {
+				t.Errorf("listening afterwards: %v", err)
+			}
+			expectAt(t, "the end", r.one(t, relay.EventEnded).Time, lost, lease)
+			if s := r.service(t); !s.Draining || len(s.Clients) != 1 {
+				t.Errorf("afterwards: %+v", s)
+			}
+			// The name is anybody's.
+			web := viaRegister(n, "10.1.0.3", relay.WithName("web"), relay.WithToken("rival"))
+			if _, code := web(); code != "" {
+				t.Errorf("registering afterwards: %q", code)
+			}
+		},
+		"its owner has come back without it": func(t *testing.T, n *memnet.Network, r *memRelay, addr net.Addr, lost time.Time) {
+			again := roam(t, n, relay.WithName("web"), relay.WithToken("owner"))
+			expectAt(t, "the return", time.Now(), lost, 0)
+			if again.Addr().String() != addr.String() {
+				t.Errorf("it is at %v and was at %v", again.Addr(), addr)
+			}
+			if err := visit(n, addr); err != nil {
+				t.Errorf("a client after it: %v", err)
+			}
+			sleepUntil(lost, 2*lease) // what was left of the old lease has gone
+			if err := visit(n, addr); err != nil {
+				t.Errorf("a client long after it: %v", err)
+			}
+			synctest.Wait()
+			if s := r.service(t); s.Draining || len(s.Sessions) != 2 || len(s.Clients) != 1 || s.Refused != 0 {
+				t.Errorf("the service is %+v", s)
+			}
+			again.expectAccepting(t)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inMemory(t, func(t *testing.T, n *memnet.Network) {
+				r := startOn(t, n, relay.WithTokens("owner"), relay.WithTokens("rival"), relay.WithLease(lease))
+				old := newRoamer(n)
+				old.Listener = register(t, relayAddr, old.options([]relay.RegisterOption{relay.WithName("web"), relay.WithToken("owner")})...)
+				addr := old.Addr()
+				slow, app := client(t, n, addr), accept(t, old)
+				want := randomBytes(200_000) // more than its connection holds, and less than a window
+				if _, err := app.Write(want); err != nil {
+					t.Fatal(err)
+				}
+				app.Close()
+				time.Sleep(time.Second)
+				synctest.Wait()
+
+				lost := time.Now()
+				old.place("")
+				old.transport().Cut()
+				synctest.Wait()
+				expectAt(t, "the loss", r.one(t, relay.EventLost).Time, lost, 0)
+				then(t, n, r, addr, lost)
+				if got, err := io.ReadAll(slow); err != nil || !bytes.Equal(got, want) {
+					t.Errorf("the slow client reads %d bytes of %d, %v", len(got), len(want), err)
+				}
+				slow.Close()
+				synctest.Wait()
+				for _, s := range r.Services() {
+					if len(s.Sessions) != 1 || len(s.Clients) != 0 {
+						t.Errorf("in the end: %+v", s)
+					}
+				}
+			})
+		})
+	}
+}

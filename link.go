@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"time"
 
 	"github.com/tcprelay/relay/internal/mux"
@@ -175,16 +176,22 @@ func (k *link) hear() (c wire.Control, err error) {
 	return c, notOurs(k.sess.Err())
 }
 
-// sayClose has the relay send no more clients.
-func (k *link) sayClose() { k.say(wire.Control{Type: wire.Close}) }
+// sayClose has the relay send no more clients, however long it takes to say.
+func (k *link) sayClose() {
+	for errors.Is(k.say(wire.Control{Type: wire.Close}), os.ErrDeadlineExceeded) {
+	}
+}
 
-func (k *link) say(c wire.Control) {
+// say gives up after sayTime. What else goes wrong ends the session, which its reader
+// tells.
+func (k *link) say(c wire.Control) error {
 	line, err := wire.Line(c)
 	if err != nil {
-		return
+		return err
 	}
 	k.control.SetWriteDeadline(time.Now().Add(sayTime))
-	k.control.Write(line) // what goes wrong ends the session, which its reader tells
+	_, err = k.control.Write(line)
+	return err
 }
 
 // close tells the relay to send no more clients. When those that there are have gone
@@ -192,8 +199,7 @@ func (k *link) say(c wire.Control) {
 // that was sent to them, ends the session.
 func (k *link) close() {
 	k.sess.RefuseStreams()
-	// In a goroutine of its own because the line may have to wait for the relay, but no
-	// longer than sayTime.
+	// In a goroutine of its own because the line may have to wait for the relay.
 	go func() {
 		k.sayClose()
 		k.l.mu.Lock()

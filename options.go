@@ -239,7 +239,8 @@ func WithEvents(f func(Event)) Option {
 // in-memory one. Network is "tcp" and address a host and port; port 0 is any. An
 // error that matches syscall.EADDRINUSE says that the port is taken. Connections
 // should have the methods CloseWrite and SetLinger that a *net.TCPConn has; without
-// them a half-close or a reset is not passed on. Nil, the default, is net.ListenConfig.
+// them a half-close or a reset is not passed on. SetLinger and the listener's Close must
+// not wait for anything. Nil, the default, is net.ListenConfig.
 func WithListen(listen func(ctx context.Context, network, address string) (net.Listener, error)) ServerOption {
 	return serverOption(func(c *serverConfig) error {
 		c.ports.ListenFunc = listen

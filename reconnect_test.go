@@ -908,3 +908,50 @@ func TestCutWhileRegistering(t *testing.T) {
 		}
 	}
 }
+
+// Of a service with a name and one whose address is just that, the name is the former's.
+func TestDisconnectNameLikeAddress(t *testing.T) {
+	for _, namedFirst := range []bool{true, false} {
+		t.Run(fmt.Sprintf("named first %t", namedFirst), func(t *testing.T) {
+			inMemory(t, func(t *testing.T, n *memnet.Network) {
+				r := startOn(t, n, relay.WithPorts(9001, 9002))
+				const name = "10.0.0.1:9001"
+				var named, nameless *roamer
+				squat := func() { named = roam(t, n, relay.WithName(name), relay.WithPort(9002)) }
+				if namedFirst {
+					squat()
+				}
+				nameless = roam(t, n, relay.WithPort(9001))
+				if !namedFirst {
+					squat()
+				}
+				if got := nameless.Addr().String(); got != name {
+					t.Fatalf("the one without a name is at %s", got)
+				}
+				ofNamed, ofNameless := client(t, n, named.Addr()), client(t, n, nameless.Addr())
+				echoes(t, ofNamed)
+				echoes(t, ofNameless)
+
+				if err := r.Disconnect(name); err != nil {
+					t.Fatal(err)
+				}
+				expectReset(t, ofNamed)
+				named.expectRefused(t, relay.CodeDisconnected)
+				echoes(t, ofNameless)
+				nameless.expectAccepting(t)
+				if s := r.service(t); s.Name != name || s.Address != name || s.Draining {
+					t.Errorf("the service is %+v", s)
+				}
+				// Nobody has the name now, and it stands for the address.
+				if err := r.Disconnect(name); err != nil {
+					t.Fatal(err)
+				}
+				expectReset(t, ofNameless)
+				nameless.expectRefused(t, relay.CodeDisconnected)
+				if err := r.Disconnect(name); err != relay.ErrNoService {
+					t.Errorf("Disconnect a third time: %v", err)
+				}
+			})
+		})
+	}
+}

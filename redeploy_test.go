@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"os"
 	"path/filepath"
 	"runtime/debug"
 	"slices"
@@ -1283,6 +1284,100 @@ func TestReconnectingAppsSpread(t *testing.T) {
 		}
 		if slices.Max(quarters) > n*3/4 || quarters[2]+quarters[3] < n/20 {
 			t.Errorf("in the quarters of the longest wait came %d", quarters)
+		}
+	})
+}
+
+// An app whose transport takes nothing, so that no more streams can be opened to it, costs
+// no client: those that it was to have go to another one of the name.
+func TestSharedCongested(t *testing.T) {
+	inMemory(t, func(t *testing.T, n *memnet.Network) {
+		// The longer the addresses, the fewer clients it takes.
+		const from, public = "fd00:aaaa:bbbb:cccc:dddd:eeee:ffff:1111", "fd00:aaaa:bbbb:cccc:dddd:eeee:ffff:2222"
+		r := startOn(t, n, relay.WithLogger(nil), relay.WithPublicHost(public),
+			relay.WithLimits(relay.Limits{Clients: -1, ClientsPerService: -1}))
+		start := time.Now()
+		a := roam(t, n, relay.WithName("two"), relay.WithShared())
+		come := func() *memnet.Conn {
+			t.Helper()
+			c, err := n.DialFrom(from)(t.Context(), "tcp", a.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			return c.(*memnet.Conn)
+		}
+		a.transport().Freeze()
+		const most = 100_000
+		came := 0
+		for ; r.service(t).Refused == 0; synctest.Wait() {
+			if came > most {
+				t.Fatalf("%d clients were not too many", came)
+			}
+			for range 100 { // each of whom the app is told, and of his end
+				c := come()
+				c.SetLinger(0)
+				c.Close()
+				came++
+			}
+		}
+
+		b := roam(t, n, relay.WithName("two"), relay.WithShared())
+		// The first may be b's by chance. Then b has one, and a none.
+		for i := range 3 {
+			c := come()
+			defer c.Close()
+			c.SetDeadline(time.Now().Add(time.Hour))
+			c.Write([]byte("x"))
+			if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
+				t.Fatalf("client %d after %d of the other app's: %v; refusals %v", i, came, err, r.Refusals())
+			}
+		}
+		expectAt(t, "all that", time.Now(), start, 0) // or a would be silent, and asked first
+		if s := b.Stats(); s.Accepted != 3 {
+			t.Errorf("the figures of the one that had room: %+v", s)
+		}
+		a.place("")
+		a.transport().Cut()
+	})
+}
+
+// Drain does not outlast its context, be the relay out of reach and the transport full.
+// What it has to say is said when there is room.
+func TestDrainCongested(t *testing.T) {
+	inMemory(t, func(t *testing.T, n *memnet.Network) {
+		r := startOn(t, n)
+		a := newRoamer(n)
+		a.Listener = register(t, relayAddr, a.options([]relay.RegisterOption{relay.WithHeartbeat(time.Second, -1)})...)
+		c, app := client(t, n, a.Addr()), accept(t, a)
+		sendAndExpect(t, c, app)
+
+		// Many small frames, so that there is no room for another one.
+		a.transport().Freeze()
+		app.SetWriteDeadline(time.Now().Add(time.Second))
+		var err error
+		for err == nil {
+			_, err = app.Write([]byte("x"))
+		}
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatalf("writing to a transport that takes nothing: %v", err)
+		}
+		time.Sleep(5 * time.Second) // pings take what the control stream has
+		start := time.Now()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		err = a.Drain(ctx)
+		expectAt(t, "Drain's return", time.Now(), start, time.Second)
+		if op, ok := err.(*net.OpError); !ok || op.Op != "drain" || !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("Drain: %#v", err)
+		}
+		if r.service(t).Draining {
+			t.Error("the relay was told over a frozen transport")
+		}
+		time.Sleep(15 * time.Second) // longer than one try takes
+		a.transport().Thaw()
+		synctest.Wait()
+		if !r.service(t).Draining {
+			t.Error("the relay was not told")
 		}
 	})
 }

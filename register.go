@@ -182,7 +182,9 @@ func sayTLS(ctx context.Context, conn net.Conn) {
 	conn.SetDeadline(until)
 	const alert, fatal, unexpected = 21, 2, 10
 	if _, err := conn.Write([]byte{alert, 3, 1, 0, 2, fatal, unexpected}); err == nil {
-		wholeConn(conn).CloseWrite() // an app waits for a frame's header, which is longer
+		if c, ok := conn.(interface{ CloseWrite() error }); ok {
+			c.CloseWrite() // an app waits for a frame's header, which is longer
+		}
 		io.Copy(io.Discard, conn)
 	}
 }

@@ -111,6 +111,7 @@ package relay
 import (
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -330,7 +331,13 @@ func (s *Server) Close() error {
 
 // stopListening takes no more services, clients and registrations, and returns the
 // sessions that there are.
-func (s *Server) stopListening() []*member {
+func (s *Server) stopListening() (all []*member) {
+	var closers []io.Closer // a user's, which may take their time
+	defer func() {
+		for _, c := range closers {
+			c.Close()
+		}
+	}()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.closing {
@@ -338,12 +345,11 @@ func (s *Server) stopListening() []*member {
 		close(s.done)
 	}
 	for ln := range s.listeners {
-		(*ln).Close()
+		closers = append(closers, *ln)
 	}
 	for conn := range s.pending {
-		(*conn).Close()
+		closers = append(closers, *conn)
 	}
-	var all []*member
 	for svc := range s.services {
 		all = append(all, svc.endLocked()...)
 	}
@@ -398,7 +404,7 @@ func (s *Server) Disconnect(name string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, svc := range named {
-		s.dropLocked(svc) // its sessions have ended, if not noticed it yet
+		delete(s.services, svc) // its sessions have ended, if not noticed it yet
 	}
 	return nil
 }

@@ -183,19 +183,31 @@ func (s *Server) holdLocked(l *lease, m *member) {
 }
 
 // releaseLocked ends m's hold on its lease, because its session has ended. The lease
-// goes on for a while if it can be shown again. It returns what that is for the
-// service's app: EventLost, EventEnded, or nothing if a newer session has the lease.
+// goes on for a while if it can be shown again. It returns m's fate.
 func (s *Server) releaseLocked(m *member) EventKind {
-	l := m.lease
-	if l.m != m {
-		return ""
+	fate := m.fateLocked()
+	if fate == "" {
+		return fate
 	}
-	l.m = nil
-	if !l.ended && l.shown {
-		s.parkLocked(l)
+	m.lease.m = nil
+	if fate == EventLost {
+		s.parkLocked(m.lease)
+	} else {
+		s.endLeaseLocked(m.lease)
+	}
+	return fate
+}
+
+// fateLocked tells what the end of m's session is for its app: EventLost, EventEnded, or
+// nothing if a newer session has the lease. Server.mu is held.
+func (m *member) fateLocked() EventKind {
+	l := m.lease
+	switch {
+	case l.m != m:
+		return ""
+	case l.shown && !l.ended:
 		return EventLost
 	}
-	s.endLeaseLocked(l)
 	return EventEnded
 }
 
@@ -286,6 +298,7 @@ func (svc *service) endLocked() []*member {
 		if s.names[svc.name] == svc {
 			delete(s.names, svc.name)
 		}
+		s.owners.Give(svc.identity)
 		if svc.ln != nil {
 			svc.ln.Close()
 		}
@@ -305,14 +318,7 @@ func (s *Server) removeLocked(svc *service) {
 	over := svc.ended && len(svc.members) == 0
 	svc.mu.Unlock()
 	if over {
-		s.dropLocked(svc)
-	}
-}
-
-func (s *Server) dropLocked(svc *service) {
-	if _, in := s.services[svc]; in {
 		delete(s.services, svc)
-		s.owners.Give(svc.identity)
 	}
 }
 

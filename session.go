@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"os"
 	"time"
 
 	"github.com/tcprelay/relay/internal/mux"
@@ -96,20 +97,30 @@ func (m *member) run() {
 	}
 	defer m.sess.Close() // which waits a moment for a peer that takes nothing
 	m.stopTaking()
-	kind = m.release() // now, for a client who has all but takes its time is not to hold the lease
-	<-m.idle           // the others see the session's end
-	if m.pulse != nil {
-		m.pulse.Stop()
-	}
-	m.leave()
 	if why := m.whyCut(); why != nil {
 		err = why
 	} else if err != nil {
 		err = fmt.Errorf("session lost: %w", err)
 	}
-	m.log.Info("session ended", "remote", m.remote, "kept", kind == EventLost, "err", cleanErr(err))
-	if kind != "" { // the newer session has told it otherwise
-		m.svc.event(Event{Kind: kind, Remote: m.remote, Err: err})
+	m.letGo(err) // now, for a client who has all but takes its time is not to hold the lease
+	m.pulseStop()
+	<-m.idle // the others see the session's end
+	m.leave()
+}
+
+// letGo ends the hold of a session that has ended on its lease, and tells what that is
+// for the app, unless a newer session has told that. A session that resumes the lease is
+// told of later.
+func (m *member) letGo(why error) {
+	m.srv.mu.Lock()
+	kind := m.fateLocked()
+	m.srv.mu.Unlock()
+	m.log.Info("session ended", "remote", m.remote, "kept", kind == EventLost, "err", cleanErr(why))
+	if kind != "" {
+		m.svc.event(Event{Kind: kind, Remote: m.remote, Err: why})
+	}
+	if last := m.release(); last == EventEnded && kind == EventLost { // it was ended just now
+		m.svc.event(Event{Kind: last, Remote: m.remote, Err: why})
 	}
 }
 
@@ -244,8 +255,14 @@ func (m *member) openedLocked() (last bool) {
 	return m.closing && m.opening == 0
 }
 
-// sayClosed tells the app that no stream comes behind this line.
-func (m *member) sayClosed() { m.say(wire.Control{Type: wire.Closed}) }
+// sayClosed tells the app that no stream comes behind this line, however long that takes.
+// Who calls it is of a goroutine that the server waits for.
+func (m *member) sayClosed() {
+	m.srv.wg.Go(func() {
+		for errors.Is(m.say(wire.Control{Type: wire.Closed}), os.ErrDeadlineExceeded) {
+		}
+	})
+}
 
 func (m *member) say(v any) error { return m.sayWithin(sayTime, v) }
 
