@@ -1553,7 +1553,7 @@ func TestChaosForHours(t *testing.T) {
 	theCerts() // which on the fake clock would not last
 	inMemory(t, func(t *testing.T, n *memnet.Network) {
 		w := startChaos(t, n, climate{
-			lasts:   time.Duration(figure(24*60, 10, 5)) * time.Minute,
+			lasts:   time.Duration(figure(3*60, 10, 5)) * time.Minute,
 			limits:  relay.Limits{Clients: 100, IdleTime: 2 * time.Minute},
 			clients: 16, pause: 10 * time.Second, patience: 4 * time.Minute,
 			stall: 6 * time.Minute, annoyed: time.Minute,
@@ -1574,7 +1574,7 @@ func TestRoughWeather(t *testing.T) {
 	theCerts() // which on the fake clock would not last
 	inMemory(t, func(t *testing.T, n *memnet.Network) {
 		w := startChaos(t, n, climate{
-			lasts:   time.Duration(figure(24*60, 10, 5)) * time.Minute,
+			lasts:   time.Duration(figure(3*60, 10, 5)) * time.Minute,
 			limits:  relay.Limits{Clients: 100},
 			clients: 16, pause: 10 * time.Second, patience: time.Hour,
 			stall: 4 * time.Minute, annoyed: time.Minute,
