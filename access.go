@@ -84,12 +84,17 @@ func (t tokens) authorize(_ context.Context, r Registration) (Grant, error) {
 }
 
 // byCertificate is the authorizer where there is no other: who has shown a client
-// certificate that the TLS config had verified is known by its subject.
+// certificate that the TLS config had verified is known by its subject, or if that is
+// empty by its key.
 func byCertificate(_ context.Context, r Registration) (Grant, error) {
 	if r.TLS == nil || len(r.TLS.VerifiedChains) == 0 {
 		return Grant{}, nil
 	}
-	return Grant{Identity: r.TLS.VerifiedChains[0][0].Subject.String()}, nil
+	cert := r.TLS.VerifiedChains[0][0]
+	if subject := cert.Subject.String(); subject != "" {
+		return Grant{Identity: subject}, nil
+	}
+	return Grant{Identity: fmt.Sprintf("key %x", sha256.Sum256(cert.RawSubjectPublicKeyInfo))}, nil
 }
 
 // guarded reports that not just anybody may register.

@@ -1070,15 +1070,16 @@ func TestLogOfUntrusted(t *testing.T) {
 		"client refused":      {"kind", "suppressed", "service", "addr", "identity", "client", "err"},
 		"client cut off":      {"kind", "suppressed", "service", "addr", "identity", "client"},
 		"registration failed": {"kind", "suppressed", "remote", "err"},
-		"lease expired":       {"service", "addr", "identity", "after"},
+		"lease ended":         {"service", "addr", "identity", "err"},
 	}
 	optional := []string{"suppressed"}
 	for _, format := range []string{"json", "text"} {
 		t.Run(format, func(t *testing.T) {
 			out := new(lockedBuffer)
-			var h slog.Handler = slog.NewJSONHandler(out, nil)
+			all := &slog.HandlerOptions{Level: slog.LevelDebug}
+			var h slog.Handler = slog.NewJSONHandler(out, all)
 			if format == "text" {
-				h = slog.NewTextHandler(out, nil)
+				h = slog.NewTextHandler(out, all)
 			}
 			onStage(t, func(t *testing.T, s *stage) {
 				for _, name := range names {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/tcprelay/relay/internal/join"
 	"github.com/tcprelay/relay/internal/mux"
+	"github.com/tcprelay/relay/internal/pulse"
 	"github.com/tcprelay/relay/internal/socket"
 	"github.com/tcprelay/relay/internal/throttle"
 	"github.com/tcprelay/relay/internal/wire"
@@ -19,8 +20,12 @@ import (
 
 const (
 	// quiet is for how long an app may have said nothing before it is asked whether it
-	// is alive when a client comes. Its answer costs the client a round trip.
+	// is alive when a client comes. Its answer costs the client a round trip. If none
+	// comes for as long again, another app is better.
 	quiet = time.Second
+
+	// answerTime is how long a client waits for the answer who waits for nothing else.
+	answerTime = 5 * time.Second
 
 	// keepUnanswered is how much of what a client sent is kept until the app sends
 	// something: so that another app can have the client if this one refuses it, which
@@ -48,9 +53,9 @@ var (
 	errWaited  = errors.New("the app did not come back in time")
 	errExpired = errors.New("the lease expired")
 
-	errDisconnected = errors.New("disconnected by the relay")
+	errReplaced = errors.New("its owner has registered anew")
 
-	errDoubtful = errors.New("the app did not answer at once")
+	errDisconnected = errors.New("disconnected by the relay")
 )
 
 // A client is a connection to a public listener.
@@ -93,10 +98,13 @@ func (svc *service) carry(conn net.Conn) {
 	c := &client{
 		svc:    svc,
 		raw:    conn,
-		conn:   svc.srv.wholeConn(conn),
+		conn:   wholeConn(conn),
 		remote: conn.RemoteAddr().String(),
 		ip:     ipOf(conn.RemoteAddr()),
 		since:  time.Now(),
+	}
+	if u, ok := c.conn.(*userConn); ok {
+		defer func() { <-u.gone }() // whoever closes it
 	}
 	_, watched := socket.Unacked(conn)
 	throttled := svc.limits.ClientBytesPerSecond > 0 || svc.in != nil
@@ -148,11 +156,11 @@ func kindOfRefusal(err error) string {
 }
 
 // wholeConn makes a client's connection one that behaves as TCP's.
-func (s *Server) wholeConn(conn net.Conn) join.Conn {
+func wholeConn(conn net.Conn) join.Conn {
 	if c, ok := conn.(*net.TCPConn); ok {
 		return c
 	}
-	return &userConn{Conn: conn, srv: s}
+	return &userConn{Conn: conn, gone: make(chan struct{})}
 }
 
 // A userConn is one of a listener that WithListen made. Where it lacks the methods of a
@@ -160,8 +168,8 @@ func (s *Server) wholeConn(conn net.Conn) join.Conn {
 // as that of a *tls.Conn does, and is called where nothing may wait.
 type userConn struct {
 	net.Conn
-	srv    *Server
 	closed atomic.Bool
+	gone   chan struct{} // closed when its Close has returned
 }
 
 func (c *userConn) Write(p []byte) (int, error) {
@@ -188,13 +196,14 @@ func (c *userConn) SetLinger(sec int) error {
 	return nil
 }
 
-// Close is called while the client's goroutine runs, so that the server still waits for
-// others.
 func (c *userConn) Close() error {
 	if c.closed.Swap(true) {
 		return net.ErrClosed
 	}
-	c.srv.wg.Go(func() { c.Conn.Close() })
+	go func() {
+		defer close(c.gone)
+		c.Conn.Close()
+	}()
 	return nil
 }
 
@@ -332,16 +341,20 @@ func (svc *service) connect(c *client) error {
 			continue
 		}
 		if m.pulse != nil && !m.pulse.Fresh(quiet) {
-			if err := w.check(m, c.others); err != nil {
+			if err := w.check(m); err != nil {
 				svc.release(m)
-				if err == errDoubtful {
-					c.doubted = append(c.doubted, m)
-					continue
-				}
-				if err == errWaited {
+				switch {
+				case err == errWaited:
 					return err
+				case err != pulse.ErrNoAnswer: // it is over
+					c.notAgain = append(c.notAgain, m)
+				case c.others:
+					c.doubted = append(c.doubted, m)
+				default: // it may be late, or has to be found dead; or it comes back
+					if err := w.count(); err != nil {
+						return err
+					}
 				}
-				c.notAgain = append(c.notAgain, m) // it is over
 				continue
 			}
 		}
@@ -426,16 +439,6 @@ func (m *member) silent() bool {
 	return m.pulse != nil && m.interval > 0 && !m.pulse.Fresh(m.interval+m.interval/2)
 }
 
-// answerTime is how long an app may take to show that it is alive while a client waits
-// for it: until it has missed a beat, because an answer may be held up by bulk before
-// it, but not so what the app sends by itself.
-func (m *member) answerTime() time.Duration {
-	if m.interval <= 0 {
-		return defaultHeartbeat
-	}
-	return max(m.interval/2, m.interval+m.interval/2-time.Since(m.sess.LastHeard()))
-}
-
 // release counts a client out again that was not connected.
 func (svc *service) release(m *member) {
 	svc.mu.Lock()
@@ -458,7 +461,11 @@ type waiter struct {
 // start starts the clock.
 func (w *waiter) start() {
 	if w.ctx == nil {
-		w.ctx, w.cancel = context.WithTimeout(context.Background(), w.svc.limits.WaitTime)
+		d := w.svc.limits.WaitTime
+		if d < 0 {
+			d = answerTime
+		}
+		w.ctx, w.cancel = context.WithTimeout(context.Background(), d)
 	}
 }
 
@@ -506,31 +513,11 @@ func (w *waiter) wait(changed <-chan struct{}) error {
 	}
 }
 
-// check asks an app that has been quiet whether it is there. If it does not answer
-// the session is over.
-//
-// If there are others for the client, it does not wait for long.
-func (w *waiter) check(m *member, others bool) error {
-	ctx := context.Background() // the answer's time bounds it too
-	if w.svc.limits.WaitTime > 0 {
-		w.start()
-		ctx = w.ctx
-	}
-	waiting := ctx
-	if others {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, quiet)
-		defer cancel()
-	}
-	heard := m.sess.LastHeard()
-	err := m.pulse.Check(ctx, m.answerTime())
-	if err != nil && ctx.Err() != nil {
-		if m.sess.LastHeard().After(heard) {
-			return nil // it is there, and its answer held up by bulk
-		}
-		if waiting.Err() == nil {
-			return errDoubtful
-		}
+// check asks an app that has been quiet whether it is there.
+func (w *waiter) check(m *member) error {
+	w.start()
+	err := m.pulse.Check(w.ctx, quiet)
+	if err != nil && w.ctx.Err() != nil {
 		return errWaited
 	}
 	return err
@@ -613,7 +600,7 @@ func (c *client) left(err error) {
 		err = fmt.Errorf("cut off: %s: %w", cut, err)
 		svc.srv.refused.Add(cut, "client cut off", svc.attrs("client", c.remote)...)
 	}
-	svc.log.Info("client left", "client", c.remote,
+	svc.log.Debug("client left", "client", c.remote,
 		"bytes_in", in, "bytes_out", out, "seconds", time.Since(c.since).Seconds(), "err", cleanErr(err))
 	svc.event(Event{Kind: EventClientLeft, Remote: c.remote, BytesIn: in, BytesOut: out, Err: err})
 }
@@ -675,6 +662,14 @@ func (c *client) overdue(now time.Time) (kind string) {
 		if took := c.gauge.took.Load(); took != c.took {
 			c.took, c.tookAt, c.movedAt = took, now, now
 		}
+	}
+	// Who waits for its rate is not idle, and may have much to take.
+	reads, writes := throttle.Waits(c.conn)
+	if reads || writes {
+		c.movedAt = now
+	}
+	if writes {
+		c.tookAt = now
 	}
 	// The system takes much for a slow client at once, and then nothing for long.
 	if p.Unread > 0 {

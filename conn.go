@@ -14,7 +14,6 @@ import (
 type Conn struct {
 	st            *mux.Stream
 	l             *Listener
-	k             *link
 	local, remote net.Addr
 	header        int64 // bytes of st that are not the client's
 	since         time.Time

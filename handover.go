@@ -107,7 +107,7 @@ func (s *Server) TakeOver(ctx context.Context, conn *net.UnixConn) ([]net.Listen
 	if err == nil {
 		listeners, err = asListeners(files)
 	}
-	if err == nil && len(listeners) != e.Registration+len(e.Services) {
+	if err == nil && (e.Registration < 0 || len(listeners) != e.Registration+len(e.Services)) {
 		err = errors.New("listeners and services do not match")
 	}
 	if err == nil {
@@ -158,10 +158,12 @@ func (s *Server) inherit(services []estateService, listeners []net.Listener) err
 	if s.cfg.lease <= 0 {
 		return errors.New("without leases apps cannot come back; see WithLease")
 	}
+	names := make(map[string]bool)
 	for _, es := range services {
-		if es.Name != "" && s.names[es.Name] != nil {
+		if es.Name != "" && (s.names[es.Name] != nil || names[es.Name]) {
 			return fmt.Errorf("the name %q is taken", es.Name)
 		}
+		names[es.Name] = true
 	}
 	for i, es := range services {
 		svc := newService(s, es.Name, es.Identity, es.Shared, es.Owner)

@@ -26,12 +26,13 @@ type Limits struct {
 	Pending       int
 	PendingPerIP  int
 
-	// Services bounds the public addresses, of the server or of an identity. By
-	// default there is no limit but that of the ports ("server_full").
+	// Services bounds the public addresses, of the server or of an identity, with those
+	// that are closed and still have clients or a session. By default there is no limit
+	// but that of the ports ("server_full").
 	Services int
 
-	// AppsPerService bounds the apps that share one public address, and with them those
-	// that were lost and have still time to come back, by default to 1,000
+	// AppsPerService bounds the apps that share one public address, with those that are
+	// leaving, or were lost and have still time to come back, by default to 1,000
 	// ("server_full").
 	AppsPerService int
 

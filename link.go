@@ -31,7 +31,6 @@ type link struct {
 
 	// Guarded by Listener.mu.
 	registered bool
-	conns      int // accepted and not closed
 }
 
 func (l *Listener) newLink(conn net.Conn) *link {
@@ -194,19 +193,9 @@ func (k *link) say(c wire.Control) error {
 	return err
 }
 
-// close tells the relay to send no more clients. When those that there are have gone
-// it ends the control stream, upon which the relay, when its clients have taken all
-// that was sent to them, ends the session.
+// close tells the relay to send no more clients. When those that there are have left,
+// and taken all that was sent to them, the relay ends the session.
 func (k *link) close() {
 	k.sess.RefuseStreams()
-	// In a goroutine of its own because the line may have to wait for the relay.
-	go func() {
-		k.sayClose()
-		k.l.mu.Lock()
-		last := k.conns == 0
-		k.l.mu.Unlock()
-		if last {
-			k.control.CloseWrite()
-		}
-	}()
+	go k.sayClose() // which may have to wait for the relay
 }

@@ -500,12 +500,9 @@ func (l *Listener) newConn(st *mux.Stream) (*Conn, error) {
 func (l *Listener) enter(c *Conn) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	k := l.links[c.st.Session()]
-	if l.closing || k == nil {
+	if l.closing || l.links[c.st.Session()] == nil {
 		return false
 	}
-	c.k = k
-	k.conns++
 	l.taken++
 	l.accepted++
 	l.conns[c] = struct{}{}
@@ -638,12 +635,7 @@ func (l *Listener) forget(c *Conn) {
 	delete(l.conns, c)
 	l.bytesIn += in
 	l.bytesOut += out
-	c.k.conns--
-	last := l.closing && c.k.conns == 0
 	l.mu.Unlock()
-	if last {
-		c.k.control.CloseWrite()
-	}
 }
 
 // Stats are a listener's figures at one moment.
@@ -671,7 +663,7 @@ func (l *Listener) Stats() Stats {
 	}
 	for _, k := range l.links {
 		s.Refused += k.sess.Refused()
-		s.Connected = s.Connected || k.sess.Err() == nil
+		s.Connected = s.Connected || k.registered && k.sess.Err() == nil
 	}
 	for c := range l.conns {
 		in, out := c.counts()

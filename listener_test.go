@@ -469,11 +469,13 @@ func TestControl(t *testing.T) {
 	if m := sess.next(t); m.Type != wire.Close {
 		t.Errorf("the app says %+v", m)
 	}
-	// Without conns it has nothing more to say.
-	if rest, err := io.ReadAll(sess.lines); err != nil || len(rest) > 0 {
-		t.Errorf("the app says %q, %v", rest, err)
+	// The relay has the last word, and the session is its to end.
+	io.WriteString(sess.control, `{"type":"closed"}`+"\n"+`{"type":"ping","id":43}`+"\n")
+	if m := sess.next(t); m != (wire.Control{Type: wire.Pong, ID: 43}) {
+		t.Errorf("the app says %+v", m)
 	}
 	sess.Close()
+	within(t, "Done", l.Done())
 
 	for name, bad := range map[string]string{"not JSON": "hello\n", "too long": string(make([]byte, 17<<10)), "cut": `{"type":`} {
 		told, events := watch(relay.EventLost)

@@ -139,7 +139,7 @@ func WithTLSConfig(config *tls.Config) Option {
 	}
 }
 
-// WithLogger has events logged: registrations and clients at level Info, what a
+// WithLogger has events logged: registrations at level Info, clients at Debug, what a
 // peer did wrong at Warn. Nil, the default, logs nothing.
 func WithLogger(log *slog.Logger) Option {
 	if log == nil {
@@ -284,7 +284,8 @@ func WithTokens(tokens ...string) ServerOption {
 // handshake has time; ctx ends with that, or when the app has gone. Several calls may
 // run at once. An error refuses the app with CodeUnauthorized, and is logged here. Nil,
 // the default, lets everybody register; with a TLS config that verifies client
-// certificates, as the certificate's subject.
+// certificates, as the certificate's subject, or "key" and the SHA-256 of its public key
+// if that is empty.
 func WithAuthorizer(authorize func(ctx context.Context, r Registration) (Grant, error)) ServerOption {
 	return serverOption(func(c *serverConfig) error {
 		c.authorize = authorize
@@ -292,9 +293,9 @@ func WithAuthorizer(authorize func(ctx context.Context, r Registration) (Grant, 
 	})
 }
 
-// WithToken shows token to the relay. Over anything but TLS, a connection within this
-// machine or one of WithDialer's, Register refuses to send it and fails with
-// CodeInsecure; see WithTokenInClear. At most 8 KiB.
+// WithToken shows token to the relay. Over anything but TLS, loopback, or a connection
+// that WithDialer made, Register refuses to send it and fails with CodeInsecure; see
+// WithTokenInClear. At most 8 KiB.
 func WithToken(token string) RegisterOption {
 	return registerOption(func(c *registerConfig) error {
 		if len(token) > maxToken {

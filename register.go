@@ -329,7 +329,7 @@ func (s *Server) place(ctx context.Context, registration net.Listener, m *member
 // one that m has to open, or one that another session is opening.
 func (s *Server) findPlace(m *member) (svc *service, mine bool, err error) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	defer s.unlockAndTell(errReplaced)
 	if s.closing {
 		return nil, false, refuse(wire.CodeClosing, "the relay is going away", ErrServerClosed)
 	}
@@ -365,7 +365,7 @@ func (s *Server) findPlace(m *member) (svc *service, mine bool, err error) {
 			return nil, false, refuse(wire.CodePortUnavailable, "not authorized for the name's port",
 				fmt.Errorf("a share of %s for %s", svc.addr, who(m.grant.Identity)))
 		}
-		if limit := svc.limits.AppsPerService; limit > 0 && len(svc.leases) >= limit {
+		if limit := svc.limits.AppsPerService; limit > 0 && svc.apps() >= limit {
 			return nil, false, refuse(wire.CodeServerFull, "no more apps for this name",
 				fmt.Errorf("%d apps at %s", limit, svc.addr))
 		}

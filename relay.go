@@ -140,6 +140,7 @@ type Server struct {
 	services  map[*service]struct{}      // with a public listener, a session, or one to come
 	names     map[string]*service        // those that were asked for
 	leases    map[leaseKey]*lease        // those that can be shown
+	gone      []*lease                   // ended just now, of apps that are away; see unlockAndTell
 	closing   bool
 	warned    bool // that anybody may register
 
@@ -339,7 +340,7 @@ func (s *Server) stopListening() (all []*member) {
 		}
 	}()
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	defer s.unlockAndTell(ErrServerClosed)
 	if !s.closing {
 		s.closing = true
 		close(s.done)
@@ -371,7 +372,6 @@ var ErrNoService = errors.New("relay: no service of that name")
 func (s *Server) Disconnect(name string) error {
 	var named []*service
 	var members []*member
-	var away []*lease
 	s.mu.Lock()
 	for svc := range s.services {
 		if svc.name == name {
@@ -386,10 +386,9 @@ func (s *Server) Disconnect(name string) error {
 		}
 	}
 	for _, svc := range named {
-		m, l := svc.dismissLocked()
-		members, away = append(members, m...), append(away, l...)
+		members = append(members, svc.dismissLocked()...)
 	}
-	s.mu.Unlock()
+	s.unlockAndTell(errDisconnected)
 	if named == nil {
 		return ErrNoService
 	}
@@ -397,21 +396,20 @@ func (s *Server) Disconnect(name string) error {
 	for _, m := range members {
 		all.Go(m.disconnect)
 	}
-	for _, l := range away {
-		l.svc.event(Event{Kind: EventEnded, Err: errDisconnected})
-	}
 	all.Wait()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, svc := range named {
-		delete(s.services, svc) // its sessions have ended, if not noticed it yet
+		s.dropLocked(svc) // its sessions have ended, if not noticed it yet
 	}
 	return nil
 }
 
 // Refusals counts, since the server began, the registrations and clients that were
 // refused or cut off, by why: the codes of registration errors, and the names in
-// Limits. There is also "no_app": no app took the client.
+// Limits. There are also, of registrations, "tls" (a handshake that failed) and "broken"
+// (not the protocol, or hung up before the reply); of clients "no_app" (no app took it);
+// and "accept" (Accept of a listener failed, and was tried again).
 func (s *Server) Refusals() map[string]int64 { return s.refused.Counts() }
 
 // ServiceInfo describes a public address at one moment.

@@ -145,6 +145,20 @@ func (svc *service) parked() bool {
 	return !svc.ended && svc.isOpen()
 }
 
+// apps counts those that have a lease, and those whose sessions are still ending.
+// Server.mu is held.
+func (svc *service) apps() int {
+	svc.mu.Lock()
+	defer svc.mu.Unlock()
+	n := len(svc.leases)
+	for m := range svc.members {
+		if m.lease.m != m || m.lease.ended {
+			n++
+		}
+	}
+	return n
+}
+
 // attachLocked gives m a lease of its own on svc.
 func (s *Server) attachLocked(svc *service, m *member) {
 	l := &lease{svc: svc}
@@ -221,24 +235,31 @@ func (s *Server) parkLocked(l *lease) {
 // expire ends a lease whose app did not come back in time.
 func (s *Server) expire(l *lease, parks int) {
 	s.mu.Lock()
-	over := l.m == nil && l.parks == parks && !l.ended
-	if over {
+	if l.m == nil && l.parks == parks && !l.ended {
 		s.endLeaseLocked(l)
 	}
+	s.unlockAndTell(errExpired)
+}
+
+// unlockAndTell unlocks Server.mu, and tells of the leases that were ended under it, whose
+// apps were away.
+func (s *Server) unlockAndTell(why error) {
+	gone := s.gone
+	s.gone = nil
 	s.mu.Unlock()
-	if over {
-		l.svc.log.Info("lease expired", "after", s.cfg.lease)
-		l.svc.event(Event{Kind: EventEnded, Err: errExpired})
+	for _, l := range gone {
+		l.svc.log.Info("lease ended", "err", cleanErr(why))
+		l.svc.event(Event{Kind: EventEnded, Err: why})
 	}
 }
 
 // endLease ends the lease that a session holds, or that was kept when it broke.
 func (s *Server) endLease(m *member) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	if l := m.lease; l.m == m || l.m == nil {
 		s.endLeaseLocked(l)
 	}
+	s.unlockAndTell(nil)
 }
 
 // endLeaseLocked ends a lease, and with the last one the service.
@@ -250,6 +271,7 @@ func (s *Server) endLeaseLocked(l *lease) {
 	if l.expiry != nil {
 		l.expiry.Stop()
 		l.expiry = nil
+		s.gone = append(s.gone, l)
 	}
 	delete(l.svc.leases, l)
 	if l.shown {
@@ -261,20 +283,16 @@ func (s *Server) endLeaseLocked(l *lease) {
 }
 
 // dismissLocked is endLocked for a service that its apps are not to come back to. Those
-// that are away are told so if they come while a lease would last. It returns those
-// leases too.
-func (svc *service) dismissLocked() (members []*member, away []*lease) {
+// that are away are told so if they come while a lease would last.
+func (svc *service) dismissLocked() []*member {
 	s := svc.srv
 	shown := make([]*lease, 0, len(svc.leases))
 	for l := range svc.leases {
-		if l.m == nil {
-			away = append(away, l)
-		}
 		if l.shown {
 			shown = append(shown, l)
 		}
 	}
-	members = svc.endLocked()
+	members := svc.endLocked()
 	for _, l := range shown {
 		s.leases[l.key] = l
 		l.expiry = time.AfterFunc(s.cfg.lease, func() {
@@ -283,7 +301,7 @@ func (svc *service) dismissLocked() (members []*member, away []*lease) {
 			delete(s.leases, l.key)
 		})
 	}
-	return members, away
+	return members
 }
 
 // endLocked closes the public listener, gives up the name and ends the leases. It
@@ -298,7 +316,6 @@ func (svc *service) endLocked() []*member {
 		if s.names[svc.name] == svc {
 			delete(s.names, svc.name)
 		}
-		s.owners.Give(svc.identity)
 		if svc.ln != nil {
 			svc.ln.Close()
 		}
@@ -318,7 +335,16 @@ func (s *Server) removeLocked(svc *service) {
 	over := svc.ended && len(svc.members) == 0
 	svc.mu.Unlock()
 	if over {
+		s.dropLocked(svc)
+	}
+}
+
+// dropLocked takes a service out of the books. Until then it counts for its owner, for its
+// last sessions hold something of the relay's.
+func (s *Server) dropLocked(svc *service) {
+	if _, in := s.services[svc]; in {
 		delete(s.services, svc)
+		s.owners.Give(svc.identity)
 	}
 }
 
@@ -341,7 +367,7 @@ func (svc *service) acceptClients() {
 	if !ended {
 		members = svc.endLocked()
 	}
-	svc.srv.mu.Unlock()
+	svc.srv.unlockAndTell(err)
 	if ended {
 		return
 	}

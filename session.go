@@ -21,6 +21,9 @@ const (
 	sayTime    = 10 * time.Second
 	noticeTime = time.Second
 
+	// finishTime is how long a session that is over may take to hand over its last bytes.
+	finishTime = 5 * time.Minute
+
 	// rotateAt is how many streams a session can still open when the app is asked for
 	// another one: the clients that come meanwhile need some.
 	rotateAt = 10_000
@@ -102,6 +105,12 @@ func (m *member) run() {
 	} else if err != nil {
 		err = fmt.Errorf("session lost: %w", err)
 	}
+	if err == nil && !m.appClosed() {
+		err = errClosed
+		if m.srv.isClosing() {
+			err = ErrServerClosed
+		}
+	}
 	m.letGo(err) // now, for a client who has all but takes its time is not to hold the lease
 	m.pulseStop()
 	<-m.idle // the others see the session's end
@@ -176,9 +185,12 @@ func cleanErr(err error) any {
 }
 
 // finish ends a session without clients when the app has taken all that was sent to
-// it. An app that takes nothing for as long as would make it dead is cut off.
+// it. An app that takes nothing for as long as would make it dead is cut off, and in the
+// end also one that just does not hang up.
 func (m *member) finish() {
 	m.pulseStop()
+	last := time.AfterFunc(finishTime, func() { m.sess.Close() })
+	defer last.Stop()
 	if dead := m.srv.cfg.heartbeat.dead; dead > 0 {
 		p := pulse.Start(finishing{m.sess}, pulse.Config{Dead: dead, Lost: func(error) { m.sess.Close() }})
 		defer p.Stop()
@@ -221,6 +233,7 @@ func (m *member) readControl() {
 			}
 		}
 		if err == io.EOF {
+			m.pulseStop() // there will be no pong
 			m.appCloses()
 			return
 		}
@@ -338,6 +351,13 @@ func (m *member) cutOff(why error) {
 	for _, conn := range conns {
 		hangUp(conn)
 	}
+}
+
+// appClosed reports that the app wanted the session to end.
+func (m *member) appClosed() bool {
+	m.svc.mu.Lock()
+	defer m.svc.mu.Unlock()
+	return m.closing
 }
 
 func (m *member) whyCut() error {

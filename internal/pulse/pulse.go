@@ -16,6 +16,9 @@ import (
 // ErrSilent is what a session that was declared dead ended with.
 var ErrSilent = errors.New("nothing heard from the peer")
 
+// ErrNoAnswer is what Check returns if no sign of life came in time.
+var ErrNoAnswer = errors.New("no answer in time")
+
 // A Session is what a Pulse watches. Its times come from time.Now, or are zero
 // before the first byte, and then count as the moment of Start. Its methods do not wait,
 // and do not call the Pulse, which holds its lock.
@@ -150,12 +153,11 @@ func (p *Pulse) unlockAndPing(now time.Time) {
 }
 
 // unlockAndLose declares the session dead.
-func (p *Pulse) unlockAndLose(now time.Time) error {
+func (p *Pulse) unlockAndLose(now time.Time) {
 	err := fmt.Errorf("%w for %v", ErrSilent, p.silence(now).Round(time.Millisecond))
 	p.endLocked(err)
 	p.mu.Unlock()
 	p.cfg.Lost(err)
-	return err
 }
 
 // armLocked sets the timer to the next moment when something may be due.
@@ -229,11 +231,10 @@ func (p *Pulse) Fresh(within time.Duration) bool {
 // Check asks the peer for a sign of life, and waits until one is heard. It sends a ping
 // at once, unless one that is not answered was sent less than within ago. The pong
 // ends the wait. If within passes without it, and nothing else was heard since the
-// call began, the session is dead: Check calls Lost, and returns an error that wraps
-// ErrSilent. It also returns when ctx ends, with its cause, and when the session
-// does, with net.ErrClosed. If within is 0 or less, nothing but these ends the wait.
-//
-// Within should not be less than the peer's Interval where bulk may hold up a ping.
+// call began, Check returns ErrNoAnswer; the session goes on, for it may be late. Check
+// also returns when ctx ends, with its cause, and when the session does, with
+// net.ErrClosed or an error that wraps ErrSilent. If within is 0 or less, nothing but
+// these ends the wait.
 func (p *Pulse) Check(ctx context.Context, within time.Duration) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
@@ -259,15 +260,14 @@ func (p *Pulse) Check(ctx context.Context, within time.Duration) error {
 	case <-passed:
 	}
 	p.mu.Lock()
+	defer p.mu.Unlock()
 	if err := p.endedLocked(); err != nil {
-		p.mu.Unlock()
 		return err
 	}
 	if p.ponged != ponged || p.s.LastHeard().After(heard) {
-		p.mu.Unlock()
 		return nil
 	}
-	return p.unlockAndLose(time.Now())
+	return ErrNoAnswer
 }
 
 // ask sees to it that a ping is under way, and returns what is closed at the pong.

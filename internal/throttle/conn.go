@@ -4,6 +4,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/tcprelay/relay/internal/join"
@@ -31,6 +32,15 @@ type conn struct {
 	reads, writes side
 }
 
+// Waits reports whether a read, or a write, of c waits for the rate now.
+func Waits(c net.Conn) (read, write bool) {
+	t, ok := c.(*conn)
+	if !ok {
+		return false, false
+	}
+	return t.reads.waits.Load(), t.writes.waits.Load()
+}
+
 // NetConn returns the connection that c slows down.
 func (c *conn) NetConn() net.Conn { return c.Conn }
 
@@ -40,8 +50,9 @@ type side struct {
 	piece   int           // how much may move at once
 	changed chan struct{} // has room for one: the deadline was set, or the conn closed
 
-	turn chan struct{} // a lock: full through a whole Read or Write
-	owed time.Time     // when what was read may pass; guarded by turn
+	turn  chan struct{} // a lock: full through a whole Read or Write
+	waits atomic.Bool   // the call that has it waits for the rate
+	owed  time.Time     // when what was read may pass; guarded by turn
 
 	mu       sync.Mutex
 	deadline time.Time // zero: none
@@ -73,6 +84,10 @@ func (s *side) take(n int) time.Time {
 
 // wait waits until then. The caller has the turn.
 func (s *side) wait(then time.Time) error {
+	if time.Until(then) > 0 {
+		s.waits.Store(true)
+		defer s.waits.Store(false)
+	}
 	for {
 		left := time.Until(then)
 		if left <= 0 {
