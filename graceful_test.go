@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/tcprelay/relay"
+	"github.com/tcprelay/relay/internal/memnet"
 	"github.com/tcprelay/relay/internal/wire"
 )
 
@@ -373,3 +374,132 @@ func TestRegisterErrorKinds(t *testing.T) {
 		})
 	}
 }
+
+// What an app wrote before it closed its listener reaches a client who takes it minutes
+// later, and Done does not come before.
+func TestDoneAwaitsSlowClient(t *testing.T) {
+	inMemory(t, func(t *testing.T, n *memnet.Network) {
+		r := startOn(t, n)
+		a := newRoamer(n)
+		a.Listener = register(t, relayAddr, a.options(nil)...)
+		c, app := client(t, n, a.Addr()), accept(t, a)
+		want := randomBytes(250_000)
+		if _, err := app.Write(want); err != nil {
+			t.Fatal(err)
+		}
+		app.Close()
+		a.Close()
+		time.Sleep(4 * time.Minute)
+		synctest.Wait()
+		if isClosed(a.Done()) {
+			t.Error("done before the client has all")
+		}
+		if got, err := io.ReadAll(c); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("the client reads %d bytes of %d, %v", len(got), len(want), err)
+		}
+		within(t, "Done", a.Done())
+		if ended := r.one(t, relay.EventEnded); ended.Err != nil {
+			t.Errorf("ended by %v", ended.Err)
+		}
+	})
+}
+
+// A session that is over has some minutes to end, however much its app still says, and
+// counts for its owner until then.
+func TestOverIsOver(t *testing.T) {
+	onStage(t, func(t *testing.T, s *stage) {
+		c := s.dialFrom("10.1.0.9", s.addr)
+		data := func(flags byte, v any) error { // on the control stream
+			line, err := wire.Line(v)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = c.Write(append([]byte{byte(len(line) >> 16), byte(len(line) >> 8), byte(len(line)), 1<<4 | flags, 0, 0, 0, 3}, line...))
+			return err
+		}
+		const syn = 2
+		data(syn, wire.Hello{Version: wire.Version, Token: "limited"})
+		synctest.Wait()
+		data(0, wire.Control{Type: wire.Close})
+		start := time.Now()
+		io.Copy(io.Discard, c) // the relay has said its last
+		for time.Since(start) < time.Hour && data(0, wire.Control{Type: wire.Ping}) == nil {
+			if code := s.registers("10.0.0.5", "limited"); code != relay.CodeServerFull && time.Since(start) < 5*time.Minute {
+				t.Errorf("another one after %v: %q", time.Since(start), code)
+			}
+			time.Sleep(20 * time.Second)
+		}
+		if took := time.Since(start); took < 5*time.Minute || took > 6*time.Minute {
+			t.Errorf("it ended after %v", took)
+		}
+		synctest.Wait()
+		if code := s.registers("10.0.0.5", "limited"); code != "" {
+			t.Errorf("after it: %q", code)
+		}
+	}, identify(relay.Limits{Services: 1}))
+}
+
+// Every registration that is told of is told to have ended.
+func TestEventsPair(t *testing.T) {
+	lose := func(a *roamer) {
+		a.place("")
+		a.transport().Cut()
+		synctest.Wait()
+	}
+	for name, f := range map[string]func(t *testing.T, n *memnet.Network, r *memRelay, a *roamer) (want []error){
+		"closed": func(t *testing.T, n *memnet.Network, r *memRelay, a *roamer) []error {
+			r.Close()
+			return []error{relay.ErrServerClosed}
+		},
+		"shut down": func(t *testing.T, n *memnet.Network, r *memRelay, a *roamer) []error {
+			r.Shutdown(t.Context())
+			return []error{relay.ErrServerClosed}
+		},
+		"closed while it was away": func(t *testing.T, n *memnet.Network, r *memRelay, a *roamer) []error {
+			lose(a)
+			r.Close()
+			return []error{relay.ErrServerClosed}
+		},
+		"its owner came back without it": func(t *testing.T, n *memnet.Network, r *memRelay, a *roamer) []error {
+			lose(a)
+			b := roam(t, n, relay.WithName("web"), relay.WithToken("x"))
+			synctest.Wait()
+			if got := len(r.of(relay.EventEnded)); got != 1 {
+				t.Errorf("%d ends at once", got)
+			}
+			b.Close()
+			return []error{errAny, nil}
+		},
+		"its owner came back elsewhere": func(t *testing.T, n *memnet.Network, r *memRelay, a *roamer) []error {
+			lose(a)
+			b := roam(t, n, relay.WithName("web"), relay.WithToken("x"), relay.WithPort(4711))
+			b.Close()
+			return []error{errAny, nil}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inMemory(t, func(t *testing.T, n *memnet.Network) {
+				r := startOn(t, n, relay.WithTokens("x"))
+				a := roam(t, n, relay.WithName("web"), relay.WithToken("x"))
+				want := f(t, n, r, a)
+				time.Sleep(2 * time.Minute)
+				synctest.Wait()
+				a.Close()
+				ended := r.of(relay.EventEnded)
+				if got := len(r.of(relay.EventRegistered)); got != len(want) || len(ended) != len(want) {
+					t.Fatalf("%d registered, ended %+v", got, ended)
+				}
+				for i, ev := range ended {
+					if want[i] == errAny && ev.Err != nil && !errors.Is(ev.Err, relay.ErrServerClosed) {
+						continue
+					}
+					if !errors.Is(ev.Err, want[i]) {
+						t.Errorf("ended by %v, want %v", ev.Err, want[i])
+					}
+				}
+			})
+		})
+	}
+}
+
+var errAny = errors.New("any")

@@ -339,6 +339,23 @@ func TestHandOverFails(t *testing.T) {
 			within(t, "Done", other.Done())
 			next.Close()
 		},
+		"is told nonsense": func(c *net.UnixConn) {
+			a, b := doorway(t)
+			sent := make(chan error, 1)
+			go func() {
+				sent <- handover.Send(a, map[string]any{"Registration": -1, "Services": []any{map[string]any{}}}, nil)
+				a.Close()
+			}()
+			next := newServer(t)
+			if _, err := next.TakeOver(t.Context(), b); err == nil {
+				t.Error("TakeOver of nonsense")
+			}
+			if err := within(t, "the other's answer", sent); err == nil {
+				t.Error("nonsense was taken over")
+			}
+			next.Close()
+			c.Close()
+		},
 		"closed": func(c *net.UnixConn) {
 			next := newServer(t)
 			next.Close()

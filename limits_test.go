@@ -1478,3 +1478,40 @@ func relayForOutOfFiles(t *testing.T) {
 	srv.Close()
 	check()
 }
+
+// Clients that wait for their rate, however long, are not taken for stalled or idle.
+func TestRateIsNotStalling(t *testing.T) {
+	onStage(t, func(t *testing.T, s *stage) {
+		const clients, size = 300, 200 << 10
+		a := s.register("a")
+		go func() {
+			for {
+				c, err := a.Accept()
+				if err != nil {
+					return
+				}
+				go func() {
+					c.Write(make([]byte, size))
+					c.Close()
+				}()
+			}
+		}()
+		result := make(chan error, clients)
+		for range clients {
+			c := s.client(a)
+			go func() {
+				n, err := io.Copy(io.Discard, c)
+				if err == nil && n != size {
+					err = fmt.Errorf("%d bytes", n)
+				}
+				result <- err
+			}()
+		}
+		for range clients {
+			if err := <-result; err != nil {
+				t.Errorf("a client: %v", err)
+			}
+		}
+		s.expectRefusals(map[string]int64{})
+	}, relay.WithLimits(relay.Limits{BytesPerSecond: 1 << 20, StallTime: 5 * time.Second, IdleTime: 5 * time.Second}))
+}

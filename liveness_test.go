@@ -856,3 +856,30 @@ func TestWithHeartbeat(t *testing.T) {
 		}
 	}
 }
+
+// A stranger who comes while the app cannot answer does not have it taken for dead: who
+// is connected goes on after a freeze that is shorter than the dead time.
+func TestFrozenWhenStrangersCome(t *testing.T) {
+	inMemory(t, func(t *testing.T, n *memnet.Network) {
+		r := startOn(t, n)
+		a := roam(t, n, relay.WithHeartbeat(200*time.Millisecond, 20*time.Second))
+		c := client(t, n, a.Addr())
+		echoes(t, c)
+		a.transport().Freeze()
+		for range 5 {
+			time.Sleep(3 * time.Second)
+			stranger := client(t, n, a.Addr())
+			defer stranger.Close()
+		}
+		time.Sleep(time.Second)
+		a.transport().Thaw()
+		echoes(t, c)
+		synctest.Wait()
+		if got := r.sessions(); len(got) != 1 {
+			t.Errorf("events %+v", got)
+		}
+		if s := r.service(t); len(s.Clients) != 1+3 || s.Refused != 2 || r.Refusals()["waited"] != 2 { // they had ten seconds
+			t.Errorf("the service is %+v", s)
+		}
+	})
+}

@@ -955,3 +955,39 @@ func TestDisconnectNameLikeAddress(t *testing.T) {
 		})
 	}
 }
+
+// A listener that dials what accepts and says nothing is not connected.
+func TestNotConnected(t *testing.T) {
+	inMemory(t, func(t *testing.T, n *memnet.Network) {
+		r := startOn(t, n)
+		a := roam(t, n)
+		r.Close()
+		synctest.Wait()
+		ln, err := n.Listen(t.Context(), "tcp", relayAddr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		dialled := make(chan net.Conn, 100)
+		go func() {
+			for {
+				c, err := ln.Accept()
+				if err != nil {
+					close(dialled)
+					return
+				}
+				dialled <- c
+			}
+		}()
+		c := within(t, "a try", dialled)
+		synctest.Wait()
+		if a.Stats().Connected {
+			t.Error("connected to nobody")
+		}
+		a.Close()
+		ln.Close()
+		c.Close()
+		for c := range dialled {
+			c.Close()
+		}
+	})
+}
