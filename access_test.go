@@ -861,10 +861,12 @@ func TestCertificateIdentity(t *testing.T) {
 		lasts   time.Duration
 		foreign bool
 	}{
-		"one":     {pkix.Name{CommonName: "one", Organization: []string{"us"}}, time.Hour, false},
-		"two":     {pkix.Name{CommonName: "two"}, time.Hour, false},
-		"foreign": {pkix.Name{CommonName: "one", Organization: []string{"us"}}, time.Hour, true},
-		"expired": {pkix.Name{CommonName: "one", Organization: []string{"us"}}, -time.Hour, false},
+		"one":           {pkix.Name{CommonName: "one", Organization: []string{"us"}}, time.Hour, false},
+		"two":           {pkix.Name{CommonName: "two"}, time.Hour, false},
+		"nameless, one": {pkix.Name{}, time.Hour, false},
+		"nameless, two": {pkix.Name{}, time.Hour, false},
+		"foreign":       {pkix.Name{CommonName: "one", Organization: []string{"us"}}, time.Hour, true},
+		"expired":       {pkix.Name{CommonName: "one", Organization: []string{"us"}}, -time.Hour, false},
 	} {
 		cert, leaf := clientCert(t, tt.subject, tt.lasts)
 		if !tt.foreign {
@@ -903,6 +905,15 @@ func TestCertificateIdentity(t *testing.T) {
 	go serveEcho(register(t, addr, apps["one"], relay.WithName("web"), relay.WithShared()))
 	if _, err := relay.Register(t.Context(), addr, apps["two"], relay.WithName("web"), relay.WithShared()); code(err) != relay.CodeNameTaken {
 		t.Errorf("another subject shares the name: %v", err)
+	}
+	// Without a subject it is the key that says who it is.
+	register(t, addr, apps["nameless, one"], relay.WithName("api"), relay.WithShared())
+	register(t, addr, apps["nameless, one"], relay.WithName("api"), relay.WithShared())
+	if _, err := relay.Register(t.Context(), addr, apps["nameless, two"], relay.WithName("api"), relay.WithShared()); code(err) != relay.CodeNameTaken {
+		t.Errorf("another key shares the name: %v", err)
+	}
+	if got := srv.Services()[0]; !strings.HasPrefix(got.Identity, "key ") || len(got.Identity) != 4+64 {
+		t.Errorf("service %+v", got)
 	}
 	echoes(t, dial(t, one))
 }
@@ -965,6 +976,51 @@ func TestTLSOneSideTold(t *testing.T) {
 			}
 		})
 	}
+}
+
+// What is wrong with TLS is no better for waiting, which would only hide it. A relay that
+// hangs up in the middle may be a better one soon.
+func TestTLSInVain(t *testing.T) {
+	mutual := relayTLS()
+	mutual.ClientAuth, mutual.ClientCAs = tls.RequireAndVerifyClientCert, theCerts().pool
+	plain, overTLS, asks := []relay.ServerOption(nil), []relay.ServerOption{relay.WithTLSConfig(relayTLS())}, []relay.ServerOption{relay.WithTLSConfig(mutual)}
+	for name, tt := range map[string]struct {
+		relay []relay.ServerOption
+		app   *tls.Config
+	}{
+		"not trusted":     {overTLS, &tls.Config{}},
+		"another host's":  {overTLS, &tls.Config{RootCAs: theCerts().pool, ServerName: "example.com"}},
+		"no certificate":  {asks, clientTLS()},
+		"the relay plain": {plain, clientTLS()},
+		"the app plain":   {overTLS, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, addr := startRelay(t, tt.relay...)
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			defer cancel()
+			_, err := relay.Register(ctx, addr, relay.WithTLSConfig(tt.app), relay.WithWait(), relay.WithBackoff(never, never))
+			expectRegisterError(t, err, addr, relay.CodeTLS)
+		})
+	}
+	t.Run("cut", func(t *testing.T) {
+		_, addr := startRelay(t, overTLS...)
+		tries := 0
+		l := register(t, addr, relay.WithTLSConfig(clientTLS()), relay.WithWait(), relay.WithBackoff(time.Millisecond, time.Millisecond),
+			relay.WithDialer(func(ctx context.Context, network, addr string) (net.Conn, error) {
+				if tries++; tries > 3 {
+					return new(net.Dialer).DialContext(ctx, network, addr)
+				}
+				a, b := net.Pipe()
+				go func() {
+					b.Read(make([]byte, 64<<10)) // the hello
+					b.Close()
+				}()
+				return a, nil
+			}))
+		if tries != 4 || l.Addr() == nil {
+			t.Errorf("%d tries", tries)
+		}
+	})
 }
 
 // A relay at which anybody may register says so, once, unless only this machine can.

@@ -17,7 +17,8 @@ const (
 	// EventResumed: a session took up a lost one's address.
 	EventResumed EventKind = "resumed"
 	// EventRefused: a registration failed, with Err. An app tries again unless the code
-	// is one that stands; then the listener is over.
+	// is one that stands; then the listener is over. Register itself tells it only of the
+	// tries of WithWait, which have no Addr yet.
 	EventRefused EventKind = "refused"
 	// EventDraining: the relay is going away. The app looks for it anew, and clients
 	// that are connected may go on.

@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/tcprelay/relay/internal/backoff"
@@ -201,11 +203,12 @@ func Register(ctx context.Context, addr string, opts ...RegisterOption) (*Listen
 }
 
 // insist tries to connect until it succeeds, the error is one that stands, or ctx
-// ends.
+// ends. An app that was never registered takes a mistake with TLS for one that stands.
 func (l *Listener) insist(ctx context.Context, err *RegisterError) (*link, *RegisterError) {
 	wait := backoff.Backoff{Min: l.cfg.min, Max: l.cfg.max}
-	for !err.Code.stands() {
+	for !err.Code.stands() && (err.Code != CodeTLS || wasCut(err)) {
 		l.cfg.log.Info("registering again", "relay", l.relay, "err", err)
+		l.event(Event{Kind: EventRefused, Err: err})
 		if wait.Wait(ctx) != nil {
 			return nil, l.registerError(ctx, err.Code, err)
 		}
@@ -221,6 +224,12 @@ func (l *Listener) insist(ctx context.Context, err *RegisterError) (*link, *Regi
 	return nil, err
 }
 
+// wasCut reports that the other side hung up in the middle of things, which may pass.
+func wasCut(err error) bool {
+	return !errors.Is(err, mux.ErrTLS) && (errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
+		errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE))
+}
+
 // run keeps the listener registered until Close, or until the relay says that it will
 // not have it. K is its first session.
 func (l *Listener) run(k *link) {
@@ -230,7 +239,8 @@ func (l *Listener) run(k *link) {
 	for {
 		since := time.Now()
 		err := k.serve()
-		if time.Since(since) > l.cfg.max {
+		lasted := time.Since(since)
+		if lasted > l.cfg.max || err == errDraining && lasted > l.cfg.min {
 			wait.Reset() // it was not one of a series of failures
 		}
 		if err == errDraining {
@@ -409,11 +419,10 @@ func publicAddr(s string) (net.Addr, error) {
 }
 
 func (l *Listener) event(ev Event) {
-	addr := l.Addr().String()
-	ev.Service, ev.Addr, ev.Remote = l.cfg.name, addr, l.relay
-	if ev.Service == "" {
-		ev.Service = addr
+	if addr := l.Addr(); addr != nil {
+		ev.Addr = addr.String()
 	}
+	ev.Service, ev.Remote = cmp.Or(l.cfg.name, ev.Addr), l.relay
 	l.cfg.events.send(ev)
 }
 

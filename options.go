@@ -328,8 +328,9 @@ func WithShared() RegisterOption {
 }
 
 // WithWait has Register try again, as long as its context lets it, when the relay
-// cannot be reached, is full, or the name or port is taken. By default it fails at
-// once. Credentials that are refused fail in any case.
+// cannot be reached, is full, or the name or port is taken; WithEvents and WithLogger tell
+// of each try. By default it fails at once. Credentials that are refused, and TLS that
+// cannot work, such as a certificate that is not trusted, fail in any case.
 func WithWait() RegisterOption {
 	return registerOption(func(c *registerConfig) error {
 		c.wait = true

@@ -362,7 +362,7 @@ func TestWithWait(t *testing.T) {
 				if err := visit(n, a.Addr()); err != nil {
 					t.Error(err)
 				}
-				if events := a.sessions(); len(events) != 1 || events[0].Kind != relay.EventRegistered {
+				if events := a.sessions(); len(events) != 2 || events[0].Kind != relay.EventRefused || events[0].Addr != "" || events[1].Kind != relay.EventRegistered {
 					t.Errorf("events %+v", events)
 				}
 			})

@@ -83,6 +83,9 @@ func credentials(useTLS bool, ca, tokenFile string) ([]relay.RegisterOption, err
 			return nil, fmt.Errorf("-token: %w", err)
 		}
 		token = strings.TrimSpace(string(b))
+		if strings.ContainsAny(token, "\r\n") {
+			return nil, fmt.Errorf("-token: more than one line in %s", tokenFile)
+		}
 	}
 	opts := []relay.RegisterOption{relay.WithToken(token)}
 	if !useTLS && ca == "" {

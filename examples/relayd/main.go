@@ -50,7 +50,7 @@ func main() {
 	flag.StringVar(&c.cert, "cert", "", "`file` with a certificate, for services to register over TLS")
 	flag.StringVar(&c.key, "key", "", "`file` with its key")
 	flag.StringVar(&c.clientCA, "client-ca", "", "`file` with the CA certificates of services: only those with a certificate from them may register")
-	flag.Func("tokens", "`file` with a token a line: only services that show one may register; each -tokens is an owner of its own", func(s string) error {
+	flag.Func("tokens", "`file` with a token a line, and # comments: only services that show one may register; each -tokens is an owner of its own", func(s string) error {
 		c.tokens = append(c.tokens, s)
 		return nil
 	})
@@ -166,6 +166,9 @@ func (c *config) options() ([]relay.ServerOption, error) {
 	}
 	for _, file := range c.tokens {
 		tokens, err := readTokens(file)
+		if err == nil && len(tokens) == 0 {
+			err = fmt.Errorf("-tokens: no token in %s", file)
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -181,6 +184,9 @@ func (c *config) options() ([]relay.ServerOption, error) {
 func (c *config) tls() (*tls.Config, error) {
 	if c.cert == "" && c.key == "" && c.clientCA == "" {
 		return nil, nil
+	}
+	if c.cert == "" || c.key == "" {
+		return nil, errors.New("TLS needs both -cert and -key")
 	}
 	cert, err := tls.LoadX509KeyPair(c.cert, c.key)
 	if err != nil {
@@ -239,6 +245,9 @@ func parsePorts(s string) (first, last int, err error) {
 // one that hands them over, or a new one.
 func (c *config) listeners(ctx context.Context, srv *relay.Server) ([]net.Listener, error) {
 	if c.handover != "" {
+		if info, err := os.Stat(c.handover); err == nil && info.Mode().Type() != fs.ModeSocket {
+			return nil, fmt.Errorf("-handover: %s is there, and is no socket", c.handover)
+		}
 		conn, err := net.Dial("unix", c.handover)
 		if err == nil {
 			ctx, cancel := context.WithTimeout(ctx, handoverTime)

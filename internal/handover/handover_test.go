@@ -20,6 +20,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/tcprelay/relay/internal/leak"
 )
 
 // roleVar tells the test binary to be another process than the tests'.
@@ -35,7 +37,7 @@ func TestMain(m *testing.M) {
 	case "bystander": // lives until its standard input ends
 		io.Copy(io.Discard, os.Stdin)
 	default:
-		os.Exit(m.Run())
+		leak.Main(m)
 	}
 }
 

@@ -1,13 +1,11 @@
 package mux
 
 import (
-	"bytes"
-	"fmt"
-	"os"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/tcprelay/relay/internal/leak"
 )
 
 // patience bounds the waits of tests that run in real time, so that what never
@@ -15,43 +13,7 @@ import (
 // take; what depends on time runs in a synctest bubble.
 const patience = time.Minute
 
-// TestMain fails the run if a goroutine outlives all tests.
-func TestMain(m *testing.M) {
-	code := m.Run()
-	if left := awaitNoGoroutines(); len(left) > 0 {
-		fmt.Fprintf(os.Stderr, "%d goroutines outlived the tests:\n\n%s\n", len(left), strings.Join(left, "\n\n"))
-		code = max(code, 1)
-	}
-	os.Exit(code)
-}
-
-// awaitNoGoroutines returns the stacks of the goroutines that run code of this
-// package and do not end in a while. The one that calls it does not count.
-func awaitNoGoroutines() (left []string) {
-	for end := time.Now().Add(patience / 4); ; time.Sleep(time.Millisecond) {
-		left = left[:0]
-		for i, stack := range stacks() {
-			if i > 0 && strings.Contains(stack, "relay/internal/mux") {
-				left = append(left, stack)
-			}
-		}
-		if len(left) == 0 || time.Now().After(end) {
-			return left
-		}
-	}
-}
-
-// stacks returns the stack of every goroutine, the caller's first.
-func stacks() []string {
-	buf := make([]byte, 1<<20)
-	for {
-		n := runtime.Stack(buf, true)
-		if n < len(buf) {
-			return strings.Split(string(bytes.TrimSpace(buf[:n])), "\n\n")
-		}
-		buf = make([]byte, 2*len(buf))
-	}
-}
+func TestMain(m *testing.M) { leak.Main(m) }
 
 // await returns what comes from ch, or fails the test.
 func await[T any](t testing.TB, ch <-chan T, what string) T {
@@ -60,7 +22,7 @@ func await[T any](t testing.TB, ch <-chan T, what string) T {
 	case v := <-ch:
 		return v
 	case <-time.After(patience):
-		t.Fatalf("no %s; goroutines:\n\n%s", what, strings.Join(stacks(), "\n\n"))
+		t.Fatalf("no %s; goroutines:\n\n%s", what, strings.Join(leak.Stacks(), "\n\n"))
 		panic("unreachable")
 	}
 }

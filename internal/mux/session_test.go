@@ -19,6 +19,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/tcprelay/relay/internal/leak"
 )
 
 // TestCloseSession says goodbye to a peer that listens, behind what was queued, at
@@ -74,7 +76,7 @@ func TestCloseSession(t *testing.T) {
 // checkNoGoroutines fails the test if the session of the bubble has any left.
 func checkNoGoroutines(t *testing.T) {
 	t.Helper()
-	for _, stack := range stacks() {
+	for _, stack := range leak.Stacks() {
 		if strings.Contains(stack, "mux.(*Session).readFrames(") || strings.Contains(stack, "mux.(*writer).run(") {
 			t.Errorf("a goroutine is left:\n%s", stack)
 		}

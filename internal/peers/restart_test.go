@@ -319,6 +319,16 @@ func (l *webLoad) visit(again func() bool) error {
 // restartHandedOver has relayds take each other's place under load. No request fails.
 func restartHandedOver(t *testing.T, relayd string) {
 	door := filepath.Join(t.TempDir(), "door")
+	notes := filepath.Join(t.TempDir(), "notes")
+	if err := os.WriteFile(notes, []byte("precious"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.CommandContext(t.Context(), relayd, "-listen", "127.0.0.1:0", "-handover", notes).CombinedOutput(); err == nil {
+		t.Errorf("relayd takes a file for its socket: %s", out)
+	}
+	if b, err := os.ReadFile(notes); err != nil || string(b) != "precious" {
+		t.Errorf("of a file is left %q, %v", b, err)
+	}
 	var before os.FileInfo
 	// start returns when the relayd is ready to be replaced by the next one, which is
 	// when it has put its socket in the place of its predecessor's.

@@ -396,9 +396,9 @@ func TestCheckUnanswered(t *testing.T) {
 		if took, err := r.check(t.Context(), 5*second); err != ErrNoAnswer || took != 5*second {
 			t.Errorf("%v after %v", err, took)
 		}
-		time.Sleep(dead - 5*second - 1)
+		time.Sleep(dead - 5*second - time.Nanosecond)
 		r.died(-1) // for that
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		r.died(3*second + dead)
 	})
 }

@@ -1,0 +1,9 @@
+package join
+
+import (
+	"testing"
+
+	"github.com/tcprelay/relay/internal/leak"
+)
+
+func TestMain(m *testing.M) { leak.Main(m) }
