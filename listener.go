@@ -533,12 +533,7 @@ func (l *Listener) Drain(ctx context.Context) error {
 		return l.opError("drain", net.ErrClosed)
 	}
 	l.draining = true
-	var links []*link
-	for _, k := range l.links {
-		if k.registered {
-			links = append(links, k)
-		}
-	}
+	links := l.registeredLocked()
 	l.mu.Unlock()
 	l.stopConnecting()
 	for _, k := range links {
@@ -562,6 +557,16 @@ func (l *Listener) Drain(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// registeredLocked returns the links that the relay may send clients on.
+func (l *Listener) registeredLocked() (links []*link) {
+	for _, k := range l.links {
+		if k.registered {
+			links = append(links, k)
+		}
+	}
+	return links
 }
 
 // allBegun reports that nobody waits for Accept, or for the first answer.
@@ -594,12 +599,7 @@ func (l *Listener) Close() error {
 		return l.opError("close", net.ErrClosed)
 	}
 	l.closing = true
-	var links []*link
-	for _, k := range l.links {
-		if k.registered {
-			links = append(links, k)
-		}
-	}
+	links := l.registeredLocked()
 	l.mu.Unlock()
 	l.stop() // for one that is registering
 	for _, k := range links {

@@ -52,9 +52,7 @@ func TestListenerClose(t *testing.T) {
 	expectClosed(t, "Accept", err)
 	expectClosed(t, "Close again", l.Close())
 	log.wait(t, "session ended", 1)
-	if n := len(srv.Services()); n != 0 {
-		t.Errorf("%d services", n)
-	}
+	eventually(t, "no service", func() bool { return len(srv.Services()) == 0 })
 	if c, err := net.Dial("tcp", l.Addr().String()); err == nil {
 		c.Close()
 		t.Error("the public listener is open")
@@ -117,9 +115,7 @@ func TestListenerCloseKeepsConns(t *testing.T) {
 		t.Errorf("the other client reads %q, %v", got, err)
 	}
 	log.wait(t, "session ended", 1)
-	if n := len(srv.Services()); n != 0 {
-		t.Errorf("%d services", n)
-	}
+	eventually(t, "no service", func() bool { return len(srv.Services()) == 0 })
 	if got := l.Stats(); got.Live != 0 || got.Accepted != 2 {
 		t.Errorf("stats %+v", got)
 	}
