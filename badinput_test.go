@@ -347,9 +347,7 @@ func TestMalformedFrames(t *testing.T) {
 				t.Errorf("logged %+v", e)
 			}
 			echoes(t, otherClient)
-			if got := serviceNames(srv); len(got) != 1 {
-				t.Errorf("services %q", got)
-			}
+			eventually(t, "one service", func() bool { return len(srv.Services()) == 1 })
 			client.Close()
 			app.Close()
 			l.Close()

@@ -398,6 +398,7 @@ func TestDoneAwaitsSlowClient(t *testing.T) {
 			t.Errorf("the client reads %d bytes of %d, %v", len(got), len(want), err)
 		}
 		within(t, "Done", a.Done())
+		synctest.Wait()
 		if ended := r.one(t, relay.EventEnded); ended.Err != nil {
 			t.Errorf("ended by %v", ended.Err)
 		}

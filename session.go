@@ -118,18 +118,23 @@ func (m *member) run() {
 }
 
 // letGo ends the hold of a session that has ended on its lease, and tells what that is
-// for the app, unless a newer session has told that. A session that resumes the lease is
-// told of later.
+// for the app, unless a newer session has told that.
 func (m *member) letGo(why error) {
-	m.srv.mu.Lock()
-	kind := m.fateLocked()
-	m.srv.mu.Unlock()
-	m.log.Info("session ended", "remote", m.remote, "kept", kind == EventLost, "err", cleanErr(why))
-	if kind != "" {
-		m.svc.event(Event{Kind: kind, Remote: m.remote, Err: why})
+	tell := func(kind EventKind) {
+		m.log.Info("session ended", "remote", m.remote, "kept", kind == EventLost, "err", cleanErr(why))
+		if kind != "" {
+			m.svc.event(Event{Kind: kind, Remote: m.remote, Err: why})
+		}
 	}
-	if last := m.release(); last == EventEnded && kind == EventLost { // it was ended just now
-		m.svc.event(Event{Kind: last, Remote: m.remote, Err: why})
+	m.srv.mu.Lock()
+	lost := m.fateLocked() == EventLost
+	m.srv.mu.Unlock()
+	if lost {
+		tell(EventLost) // first, for a session may resume the lease from then on
+	}
+	kind := m.release()
+	if !lost || kind == EventEnded { // which it was just now
+		tell(kind) // when name and port are free
 	}
 }
 
