@@ -76,7 +76,8 @@ type client struct {
 	met    bool   // an app has had it
 
 	// The carrying goroutine's.
-	notAgain []*member // refused it, or are over
+	notAgain []*member // refused it, or could not be given it
+	over     []*member // were found dead
 	doubted  []*member // did not answer at once, and were left for others
 	others   bool      // there is another one beside that which was picked
 
@@ -346,8 +347,8 @@ func (svc *service) connect(c *client) error {
 				switch {
 				case err == errWaited:
 					return err
-				case err != pulse.ErrNoAnswer: // it is over
-					c.notAgain = append(c.notAgain, m)
+				case err != pulse.ErrNoAnswer: // it is over, also if its session does not say so yet
+					c.over = append(c.over, m)
 				case c.others:
 					c.doubted = append(c.doubted, m)
 				default: // it may be late, or has to be found dead; or it comes back
@@ -390,7 +391,7 @@ func (svc *service) pick(c *client) (*member, <-chan struct{}, error) {
 	full, coming := false, false
 	trusted := 0
 	for m := range svc.members {
-		if m.leaving {
+		if m.leaving || slices.Contains(c.over, m) {
 			continue
 		}
 		if !m.taking {

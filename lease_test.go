@@ -1015,3 +1015,26 @@ func TestSlowClientHoldsNoLease(t *testing.T) {
 		})
 	}
 }
+
+// All who wait for an app that is found dead wait on, however many there are.
+func TestManyWaitBeyondDeath(t *testing.T) {
+	inMemory(t, func(t *testing.T, n *memnet.Network) {
+		const clients = 100
+		r := startOn(t, n, relay.WithLimits(relay.Limits{WaitTime: 2 * time.Minute, Waiting: clients}))
+		a := roam(t, n, relay.WithName("web"))
+		a.place("")
+		a.transport().Freeze()
+		time.Sleep(2500 * time.Millisecond) // so that all are asking when it is found dead
+		visits := make(chan error, clients)
+		for range clients {
+			go func() { visits <- visit(n, a.Addr()) }()
+		}
+		time.Sleep(time.Minute)
+		a.place("10.1.0.1")
+		for range clients {
+			if err := within(t, "a client", visits); err != nil {
+				t.Fatalf("%v; refused %v", err, r.Refusals())
+			}
+		}
+	})
+}
