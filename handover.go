@@ -33,9 +33,9 @@ type estateService struct {
 // who is connected stays with this process until it leaves.
 //
 // Listeners that are no TCP sockets are not passed on, nor are services that speak
-// plain muxado; they end with the server. An app that registers just now may be told
-// CodeClosing, or find its public listener closed and opened again. After an error the
-// server is as it was. Ctx bounds the call, which closes conn. It takes a system with
+// plain muxado; they end with the server. An app that registers from now on is told
+// CodeClosing, and one that was just at it may find its public listener closed and opened
+// again. After an error the server is as it was. Ctx bounds the call, which closes conn. It takes a system with
 // Unix sockets.
 func (s *Server) HandOver(ctx context.Context, conn *net.UnixConn) error {
 	defer conn.Close()
@@ -48,6 +48,9 @@ func (s *Server) HandOver(ctx context.Context, conn *net.UnixConn) error {
 		f.Close()
 	}
 	if err != nil {
+		s.mu.Lock()
+		s.handed = false
+		s.mu.Unlock()
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
 		}
@@ -64,6 +67,7 @@ func (s *Server) estate() (e estate, files []*os.File, err error) {
 	if s.closing {
 		return e, nil, ErrServerClosed
 	}
+	s.handed = true
 	add := func(ln net.Listener) bool {
 		tcp, ok := ln.(*net.TCPListener)
 		if !ok || err != nil {

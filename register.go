@@ -330,7 +330,7 @@ func (s *Server) place(ctx context.Context, registration net.Listener, m *member
 func (s *Server) findPlace(m *member) (svc *service, mine bool, err error) {
 	s.mu.Lock()
 	defer s.unlockAndTell(errReplaced)
-	if s.closing {
+	if s.closing || s.handed {
 		return nil, false, refuse(wire.CodeClosing, "the relay is going away", ErrServerClosed)
 	}
 	h := &m.asked

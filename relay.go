@@ -142,6 +142,7 @@ type Server struct {
 	leases    map[leaseKey]*lease        // those that can be shown
 	gone      []*lease                   // ended just now, of apps that are away; see unlockAndTell
 	closing   bool
+	handed    bool // over, or about to be: what registers now the successor would not know
 	warned    bool // that anybody may register
 
 	// Who holds how much; each for itself, beside mu.

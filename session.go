@@ -61,13 +61,14 @@ type member struct {
 	interval time.Duration
 
 	// Guarded by service.mu.
-	taking   bool  // it may be given clients
-	leaving  bool  // it gets no more
-	rotating bool  // it was asked for another session; so far it gets clients
-	cut      error // why cutOff was called
-	closing  bool  // the app wants no more clients, and is to be told when there come no more
-	active   int   // clients, and those for whom a stream is being opened
-	opening  int   // those of the latter sort
+	taking    bool  // it may be given clients
+	leaving   bool  // it gets no more
+	rotating  bool  // it was asked for another session; so far it gets clients
+	cut       error // why cutOff was called
+	closing   bool  // the app is to be told when there come no more
+	appClosed bool  // it wants no more
+	active    int   // clients, and those for whom a stream is being opened
+	opening   int   // those of the latter sort
 
 	idle chan struct{} // closed when it is leaving and the last client has left
 }
@@ -105,11 +106,8 @@ func (m *member) run() {
 	} else if err != nil {
 		err = fmt.Errorf("session lost: %w", err)
 	}
-	if err == nil && !m.appClosed() {
-		err = errClosed
-		if m.srv.isClosing() {
-			err = ErrServerClosed
-		}
+	if err == nil {
+		err = m.whyIdle()
 	}
 	m.letGo(err) // now, for a client who has all but takes its time is not to hold the lease
 	m.pulseStop()
@@ -252,9 +250,28 @@ func (m *member) readControl() {
 }
 
 // appCloses handles that the app wants no more clients: not in this session, and in no
-// other.
+// other. If it was the last one, those who came before the public listener was closed
+// have nobody else, and it is given them.
 func (m *member) appCloses() {
+	m.svc.mu.Lock()
+	m.appClosed = true
+	m.svc.mu.Unlock()
 	m.srv.endLease(m) // before the session may end for want of clients, which keeps the lease
+	m.srv.mu.Lock()
+	last := m.svc.ended
+	m.srv.mu.Unlock()
+	if !last {
+		m.closeIntake()
+		return
+	}
+	m.srv.wg.Go(func() { // the caller is counted
+		m.svc.intake.Wait()
+		m.closeIntake()
+	})
+}
+
+// closeIntake has an app that closes get no more clients, and tells it when that is so.
+func (m *member) closeIntake() {
 	m.stopTaking()
 	m.svc.mu.Lock()
 	first := !m.closing
@@ -358,11 +375,19 @@ func (m *member) cutOff(why error) {
 	}
 }
 
-// appClosed reports that the app wanted the session to end.
-func (m *member) appClosed() bool {
+// whyIdle returns why a session that was not lost got no more clients: nil if the app
+// wanted it so.
+func (m *member) whyIdle() error {
 	m.svc.mu.Lock()
-	defer m.svc.mu.Unlock()
-	return m.closing
+	wanted := m.appClosed
+	m.svc.mu.Unlock()
+	switch {
+	case wanted:
+		return nil
+	case m.srv.isClosing():
+		return ErrServerClosed
+	}
+	return errClosed
 }
 
 func (m *member) whyCut() error {
