@@ -3,6 +3,7 @@ package relay
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -11,7 +12,6 @@ import (
 	"net/netip"
 	"os"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/tcprelay/relay/internal/backoff"
@@ -206,7 +206,7 @@ func Register(ctx context.Context, addr string, opts ...RegisterOption) (*Listen
 // ends. An app that was never registered takes a mistake with TLS for one that stands.
 func (l *Listener) insist(ctx context.Context, err *RegisterError) (*link, *RegisterError) {
 	wait := backoff.Backoff{Min: l.cfg.min, Max: l.cfg.max}
-	for !err.Code.stands() && (err.Code != CodeTLS || wasCut(err)) {
+	for !err.Code.stands() && !isTLSMistake(err) {
 		l.cfg.log.Info("registering again", "relay", l.relay, "err", err)
 		l.event(Event{Kind: EventRefused, Err: err})
 		if wait.Wait(ctx) != nil {
@@ -224,10 +224,16 @@ func (l *Listener) insist(ctx context.Context, err *RegisterError) (*link, *Regi
 	return nil, err
 }
 
-// wasCut reports that the other side hung up in the middle of things, which may pass.
-func wasCut(err error) bool {
-	return !errors.Is(err, mux.ErrTLS) && (errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
-		errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE))
+// isTLSMistake reports that TLS with the relay cannot work as it is set up, rather than
+// that a handshake was cut short, which may pass.
+func isTLSMistake(err error) bool {
+	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+		return true
+	}
+	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok {
+		return true
+	}
+	return isAlert(err) || errors.Is(err, mux.ErrTLS)
 }
 
 // run keeps the listener registered until Close, or until the relay says that it will
