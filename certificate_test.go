@@ -8,8 +8,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"fmt"
-	"maps"
 	"math/big"
 	"net"
 	"strings"
@@ -139,37 +137,6 @@ func TestCertificateAndAuthorizer(t *testing.T) {
 	}
 	if got := srv.Services(); len(got) != 1 || got[0].Identity != "tokens 1" {
 		t.Errorf("services %+v", got)
-	}
-}
-
-// TLS on one side alone is told on both, in words that say so.
-func TestTLSOneSideTold(t *testing.T) {
-	for _, tt := range []struct {
-		name string
-		opts []relay.ServerOption
-		app  []relay.RegisterOption
-	}{
-		{"relay", []relay.ServerOption{relay.WithTLSConfig(relayTLS())}, nil},
-		{"app", nil, []relay.RegisterOption{relay.WithTLSConfig(clientTLS())}},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			srv, addr, log := startLogged(t, append(tt.opts, relay.WithTokens(tokenA))...)
-			var rec *recorder
-			_, err := relay.Register(t.Context(), addr, append(tt.app, relay.WithToken(tokenA), recorded(&rec))...)
-			if err == nil || !strings.Contains(err.Error(), "TLS") && !strings.Contains(err.Error(), "tls") {
-				t.Errorf("the app is told %v", err)
-			}
-			e := log.wait(t, "registration failed", 1)[0]
-			if s := fmt.Sprint(e.attrs["err"]); e.attrs["kind"] != "tls" || !strings.Contains(s, "TLS") && !strings.Contains(s, "tls") {
-				t.Errorf("logged %+v", e)
-			}
-			if n := srv.Refusals(); !maps.Equal(n, map[string]int64{"tls": 1}) {
-				t.Errorf("refused %v", n)
-			}
-			if len(tt.app) > 0 && rec.has(tokenA) {
-				t.Error("the token was sent in clear")
-			}
-		})
 	}
 }
 

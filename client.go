@@ -64,7 +64,7 @@ type client struct {
 	conn   join.Conn // what is read and written
 	raw    net.Conn  // what was accepted
 	remote string
-	ip     netip.Addr
+	claims []claim
 	since  time.Time
 	gauge  *gauge // of conn; nil if outq and the stream tell all
 
@@ -101,7 +101,7 @@ func (svc *service) carry(conn net.Conn) {
 		raw:    conn,
 		conn:   wholeConn(conn),
 		remote: conn.RemoteAddr().String(),
-		ip:     ipOf(conn.RemoteAddr()),
+		claims: svc.claimsOf(ipOf(conn.RemoteAddr())),
 		since:  time.Now(),
 	}
 	if u, ok := c.conn.(*userConn); ok {
@@ -123,7 +123,7 @@ func (svc *service) carry(conn net.Conn) {
 		c.refuse(kind, errors.New("over a limit"))
 		return
 	}
-	defer svc.giveBack(c.claims())
+	defer svc.giveBack(c.claims)
 	var head []byte // what an app that refused the client was sent
 	for first := true; ; first = false {
 		err := svc.connect(c)
@@ -258,34 +258,33 @@ type claim struct {
 	kind   string
 }
 
-func (c *client) claims() []claim {
-	svc := c.svc
+// claimsOf lists who a client from ip is counted for.
+func (svc *service) claimsOf(ip netip.Addr) []claim {
 	limits := &svc.srv.cfg.limits
 	claims := []claim{
 		{holder{}, limits.Clients, kindClients},
 		{holder{owned: true, identity: svc.identity}, svc.owner.Clients, kindClients},
 	}
-	if c.ip.IsValid() {
+	if ip.IsValid() {
 		claims = append(claims,
-			claim{holder{ip: c.ip}, limits.ClientsPerIP, kindClientsPerIP},
-			claim{holder{owned: true, identity: svc.identity, ip: c.ip}, svc.owner.ClientsPerIP, kindClientsPerIP})
+			claim{holder{ip: ip}, limits.ClientsPerIP, kindClientsPerIP},
+			claim{holder{owned: true, identity: svc.identity, ip: ip}, svc.owner.ClientsPerIP, kindClientsPerIP})
 	}
 	return claims
 }
 
 // admit counts a client in, or returns the limit that it is over.
 func (svc *service) admit(c *client) (kind string) {
-	claims := c.claims()
-	for i, cl := range claims {
+	for i, cl := range c.claims {
 		if !svc.srv.clients.Take(cl.holder, cl.limit) {
-			svc.giveBack(claims[:i])
+			svc.giveBack(c.claims[:i])
 			return cl.kind
 		}
 	}
 	svc.mu.Lock()
 	defer svc.mu.Unlock()
 	if limit := svc.limits.ClientsPerService; limit > 0 && len(svc.clients) >= limit {
-		svc.giveBack(claims)
+		svc.giveBack(c.claims)
 		return kindClientsPerService
 	}
 	svc.clients[c] = struct{}{}

@@ -45,9 +45,10 @@ type Limits struct {
 	ClientsPerIP      int
 	ClientsPerService int
 
-	// A client that comes while the app is away waits for it, WaitTime at most, by
-	// default 10 s ("waited"; negative: it does not wait), with at most Waiting others
-	// of its service, by default 1,000 ("waiting").
+	// A client that comes while the app is away, or does not answer, waits for it,
+	// WaitTime at most, by default 10 s ("waited"; negative: it does not wait for an app
+	// that is away, and 5 s for an answer), with at most Waiting others of its service,
+	// by default 1,000 ("waiting").
 	WaitTime time.Duration
 	Waiting  int
 

@@ -392,22 +392,13 @@ func TestSharedDrains(t *testing.T) {
 
 // An app that has missed its beat gets no client while another has not.
 func TestSharedSilent(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		network := memnet.New()
-		srv, err := relay.NewServer(relay.WithListen(network.Listen))
-		if err != nil {
-			t.Fatal(err)
-		}
-		ln, err := network.Listen(t.Context(), "tcp", "10.0.0.1:7000")
-		if err != nil {
-			t.Fatal(err)
-		}
-		serveOn(t, srv, ln)
+	inMemory(t, func(t *testing.T, n *memnet.Network) {
+		startOn(t, n)
 		var transport *memnet.Conn // of the app that registered last
-		a, b := registerShared(t, ln.Addr().String(),
+		a, b := registerShared(t, relayAddr,
 			relay.WithHeartbeat(10*time.Second, time.Hour),
-			relay.WithDialer(func(ctx context.Context, network_, address string) (net.Conn, error) {
-				c, err := network.Dial(ctx, network_, address)
+			relay.WithDialer(func(ctx context.Context, network, address string) (net.Conn, error) {
+				c, err := n.Dial(ctx, network, address)
 				if err == nil {
 					transport = c.(*memnet.Conn)
 				}
@@ -418,7 +409,7 @@ func TestSharedSilent(t *testing.T) {
 		go serveEcho(b)
 		time.Sleep(15*time.Second + time.Nanosecond) // one beat and a half
 		for range 10 {
-			c, err := network.Dial(t.Context(), "tcp", b.Addr().String())
+			c, err := n.Dial(t.Context(), "tcp", b.Addr().String())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -434,7 +425,7 @@ func TestSharedSilent(t *testing.T) {
 		}
 		transport.Thaw()
 		time.Sleep(10 * time.Second)
-		c, err := network.Dial(t.Context(), "tcp", b.Addr().String())
+		c, err := n.Dial(t.Context(), "tcp", b.Addr().String())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -864,20 +855,11 @@ func TestDrainEnds(t *testing.T) {
 // A client who has said nothing for five seconds is not waited for any longer; one that
 // waits for its answer is.
 func TestDrainSilentClient(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		network := memnet.New()
-		srv, err := relay.NewServer(relay.WithListen(network.Listen))
-		if err != nil {
-			t.Fatal(err)
-		}
-		ln, err := network.Listen(t.Context(), "tcp", "10.0.0.1:7000")
-		if err != nil {
-			t.Fatal(err)
-		}
-		serveOn(t, srv, ln)
-		l := register(t, ln.Addr().String(), relay.WithDialer(network.Dial))
+	inMemory(t, func(t *testing.T, n *memnet.Network) {
+		startOn(t, n)
+		l := register(t, relayAddr, relay.WithDialer(n.Dial))
 		connect := func() (client, app net.Conn) {
-			client, err := network.Dial(t.Context(), "tcp", l.Addr().String())
+			client, err := n.Dial(t.Context(), "tcp", l.Addr().String())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -903,7 +885,7 @@ func TestDrainSilentClient(t *testing.T) {
 			t.Errorf("Drain waited %v for the answer", waited)
 		}
 
-		l2 := register(t, ln.Addr().String(), relay.WithDialer(network.Dial))
+		l2 := register(t, relayAddr, relay.WithDialer(n.Dial))
 		l = l2
 		connect()
 		start = time.Now()

@@ -8,10 +8,12 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"math/big"
 	"net"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -209,8 +211,9 @@ func TestMutualTLS(t *testing.T) {
 	}
 }
 
-// TLS on one side only is an error on both, and neither falls back.
+// TLS on one side only is an error on both, which says so, and neither falls back.
 func TestTLSOneSide(t *testing.T) {
+	saysTLS := func(s string) bool { return strings.Contains(strings.ToLower(s), "tls") }
 	for _, tt := range []struct {
 		name   string
 		server []relay.ServerOption
@@ -220,13 +223,24 @@ func TestTLSOneSide(t *testing.T) {
 		{"app", nil, []relay.RegisterOption{relay.WithTLSConfig(clientTLS())}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			srv, addr, log := startLogged(t, tt.server...)
+			srv, addr, log := startLogged(t, append(tt.server, relay.WithTokens(tokenA))...)
 			check := nothingLeft(t)
-			_, err := relay.Register(t.Context(), addr, tt.app...)
+			var rec *recorder
+			_, err := relay.Register(t.Context(), addr, append(tt.app, relay.WithToken(tokenA), recorded(&rec))...)
 			expectRegisterError(t, err, addr, relay.CodeTLS)
+			if !saysTLS(err.(*relay.RegisterError).Err.Error()) {
+				t.Errorf("the app is told %v", err)
+			}
 			expectRefusalLogged(t, srv, log)
+			e := log.wait(t, "registration failed", 1)[0]
+			if e.attrs["kind"] != "tls" || !saysTLS(fmt.Sprint(e.attrs["err"])) {
+				t.Errorf("logged %+v", e)
+			}
 			if !maps.Equal(srv.Refusals(), map[string]int64{"tls": 1}) {
 				t.Errorf("refusals %v", srv.Refusals())
+			}
+			if len(tt.app) > 0 && rec.has(tokenA) {
+				t.Error("the token was sent in clear")
 			}
 			check()
 		})

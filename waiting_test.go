@@ -134,3 +134,26 @@ func TestManyWaitBeyondDeath(t *testing.T) {
 		}
 	})
 }
+
+// Who may not wait for an app that is away still waits some seconds for the answer of one
+// that was quiet, and no longer.
+func TestNoWaitingForAnswer(t *testing.T) {
+	inMemory(t, func(t *testing.T, n *memnet.Network) {
+		r := startOn(t, n, relay.WithLimits(relay.Limits{WaitTime: -1}))
+		a := roam(t, n)
+		a.transport().Freeze()
+		time.Sleep(2 * time.Second)
+		start := time.Now()
+		c := client(t, n, a.Addr())
+		expectReset(t, c)
+		expectAt(t, "the reset", time.Now(), start, 5*time.Second)
+		synctest.Wait()
+		if s := r.service(t); s.Refusals["waited"] != 1 || s.Waiting != 0 || len(s.Sessions) != 1 {
+			t.Errorf("the service is %+v", s)
+		}
+		a.transport().Thaw()
+		if err := visit(n, a.Addr()); err != nil {
+			t.Errorf("after it: %v", err)
+		}
+	})
+}

@@ -37,7 +37,7 @@ type Config struct {
 	// otherwise by one whose own pings are stuck behind what it sends.
 	Interval time.Duration
 	// Dead is how long nothing is heard before the session is dead. Zero or less: it
-	// never is by itself.
+	// never is.
 	Dead time.Duration
 	// Ping sends a ping. It may wait, and must return when the session has ended. It is
 	// called on a goroutine of its own, and never twice at once.
