@@ -11,10 +11,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/hashicorp/yamux"
-	"github.com/inconshreveable/muxado"
 	"github.com/tcprelay/relay"
-	"github.com/xtaci/smux"
+	"github.com/tcprelay/relay/internal/peers/rivals"
 )
 
 // A contender is one way of doing the same small job: a public TCP listener on
@@ -32,9 +30,9 @@ type contender struct {
 // contenders are listed in the order of the table's columns.
 var contenders = []contender{
 	{"plain", startPlain},
-	{"yamux", startYamux},
-	{"smux", startSmux},
-	{"muxado", startMuxado},
+	{"yamux", startRival("yamux")},
+	{"smux", startRival("smux")},
+	{"muxado", startRival("muxado")},
 	{"ours", startOurs},
 }
 
@@ -46,7 +44,6 @@ type tunnel struct {
 
 // startPlain is the measure that the others are held against: a TCP proxy
 // without any multiplexing, which dials the app's own listener once per client.
-// Between two TCP conns io.Copy has the kernel move the bytes, where it can.
 func startPlain(handle func(net.Conn)) (*tunnel, error) {
 	app, err := newDoor(func(c net.Conn) {
 		defer c.Close()
@@ -61,10 +58,7 @@ func startPlain(handle func(net.Conn)) (*tunnel, error) {
 		if err != nil {
 			return
 		}
-		joinConns(client, backend.(*net.TCPConn), func(dst io.Writer, src io.Reader) error {
-			_, err := io.Copy(dst, src)
-			return err
-		})
+		rivals.Join(client.(*net.TCPConn), backend.(*net.TCPConn), rivals.Splice)
 	})
 	if err != nil {
 		app.close()
@@ -74,65 +68,6 @@ func startPlain(handle func(net.Conn)) (*tunnel, error) {
 		public.close()
 		app.close()
 	}}, nil
-}
-
-// startYamux raises the window of a stream from 256 KiB to where bulk goes faster,
-// in three of the four bulk jobs.
-func startYamux(handle func(net.Conn)) (*tunnel, error) {
-	config := yamux.DefaultConfig()
-	config.MaxStreamWindowSize = 1 << 20
-	config.LogOutput = io.Discard
-	return startMuxed(handle,
-		func(c net.Conn) (opener, io.Closer, error) {
-			s, err := yamux.Server(c, config)
-			return func() (halfCloser, error) {
-				st, err := s.OpenStream()
-				return yamuxStream{st}, err
-			}, s, err
-		},
-		func(c net.Conn) (accepter, io.Closer, error) {
-			s, err := yamux.Client(c, config)
-			return s.Accept, s, err
-		})
-}
-
-// yamuxStream gives yamux's Close its true name: it ends the writing half only,
-// and a stream is gone once both ends have called it.
-type yamuxStream struct{ *yamux.Stream }
-
-func (s yamuxStream) CloseWrite() error { return s.Stream.Close() }
-
-// startSmux speaks version 2, the one with a window per stream. The sizes are
-// raised from 64 KiB per stream and 4 MiB per session, which hold it back.
-func startSmux(handle func(net.Conn)) (*tunnel, error) {
-	config := smux.DefaultConfig()
-	config.Version = 2
-	config.MaxStreamBuffer = 1 << 20
-	config.MaxReceiveBuffer = 64 << 20
-	return startMuxed(handle,
-		func(c net.Conn) (opener, io.Closer, error) {
-			s, err := smux.Server(c, config)
-			return func() (halfCloser, error) { return s.OpenStream() }, s, err
-		},
-		func(c net.Conn) (accepter, io.Closer, error) {
-			s, err := smux.Client(c, config)
-			return func() (net.Conn, error) { return s.AcceptStream() }, s, err
-		})
-}
-
-// startMuxado is the stock module as it comes; a larger window does not make it
-// faster. It tells the app of a stream with the first bytes written to it, so its
-// clients must speak first, as all of the benchmarks' do.
-func startMuxado(handle func(net.Conn)) (*tunnel, error) {
-	return startMuxed(handle,
-		func(c net.Conn) (opener, io.Closer, error) {
-			s := muxado.Server(c, nil)
-			return func() (halfCloser, error) { return s.OpenStream() }, s, nil
-		},
-		func(c net.Conn) (accepter, io.Closer, error) {
-			s := muxado.Client(c, nil)
-			return s.Accept, s, nil
-		})
 }
 
 // startOurs is a relay and a service as any program would have them.
@@ -161,66 +96,57 @@ func startOurs(handle func(net.Conn)) (*tunnel, error) {
 	}}, nil
 }
 
-type (
-	opener   func() (halfCloser, error)
-	accepter func() (net.Conn, error)
-)
-
-// halfCloser is what a relay needs of each of the two conns that it joins.
-type halfCloser interface {
-	io.ReadWriteCloser
-	CloseWrite() error
-}
-
-// startMuxed is the smallest relay and agent around someone's multiplexer: the
+// startRival is the smallest relay and agent around someone's multiplexer: the
 // agent dials the relay, the relay opens a stream per public client, and the
 // agent hands each stream to the app.
-func startMuxed(
-	handle func(net.Conn),
-	relaySession func(net.Conn) (opener, io.Closer, error),
-	agentSession func(net.Conn) (accepter, io.Closer, error),
-) (*tunnel, error) {
-	agentSide, relaySide, err := tcpPair()
-	if err != nil {
-		return nil, err
-	}
-	open, near, err := relaySession(relaySide)
-	if err != nil {
-		relaySide.Close()
-		agentSide.Close()
-		return nil, err
-	}
-	accept, far, err := agentSession(agentSide)
-	if err != nil {
-		near.Close()
-		agentSide.Close()
-		return nil, err
-	}
-	public, err := newDoor(func(client net.Conn) {
-		defer client.Close()
-		stream, err := open()
-		if err != nil {
-			return
+func startRival(name string) func(handle func(net.Conn)) (*tunnel, error) {
+	return func(handle func(net.Conn)) (*tunnel, error) {
+		rival, ok := rivals.Named(name)
+		if !ok {
+			return nil, fmt.Errorf("no rival is named %q", name)
 		}
-		joinConns(client, stream, copyPooled)
-	})
-	if err != nil {
-		near.Close()
-		far.Close()
-		return nil, err
+		agentSide, relaySide, err := tcpPair()
+		if err != nil {
+			return nil, err
+		}
+		open, near, err := rival.Open(relaySide)
+		if err != nil {
+			relaySide.Close()
+			agentSide.Close()
+			return nil, err
+		}
+		accept, far, err := rival.Accept(agentSide)
+		if err != nil {
+			near.Close()
+			agentSide.Close()
+			return nil, err
+		}
+		public, err := newDoor(func(client net.Conn) {
+			defer client.Close()
+			stream, err := open()
+			if err != nil {
+				return
+			}
+			rivals.Join(client.(*net.TCPConn), stream, rivals.Copy)
+		})
+		if err != nil {
+			near.Close()
+			far.Close()
+			return nil, err
+		}
+		var app sync.WaitGroup
+		app.Go(func() { serveAccepted(accept, handle, &app) })
+		return &tunnel{public.addr(), func() {
+			near.Close()
+			far.Close()
+			public.close()
+			app.Wait()
+		}}, nil
 	}
-	var app sync.WaitGroup
-	app.Go(func() { serveAccepted(accept, handle, &app) })
-	return &tunnel{public.addr(), func() {
-		near.Close()
-		far.Close()
-		public.close()
-		app.Wait()
-	}}, nil
 }
 
 // serveAccepted hands every accepted conn to the app until accept fails.
-func serveAccepted(accept accepter, handle func(net.Conn), wg *sync.WaitGroup) {
+func serveAccepted(accept rivals.Accepter, handle func(net.Conn), wg *sync.WaitGroup) {
 	for {
 		c, err := accept()
 		if err != nil {
@@ -231,47 +157,6 @@ func serveAccepted(accept accepter, handle func(net.Conn), wg *sync.WaitGroup) {
 			handle(c)
 		})
 	}
-}
-
-// joinConns carries bytes both ways until both have ended, and closes both
-// conns. A clean end is passed on as a half-close, an error ends everything.
-func joinConns(client net.Conn, far halfCloser, carry func(io.Writer, io.Reader) error) {
-	near := client.(*net.TCPConn)
-	defer near.Close()
-	defer far.Close()
-	carryHalf := func(dst, src halfCloser) {
-		if carry(dst, src) != nil {
-			near.Close()
-			far.Close()
-			return
-		}
-		dst.CloseWrite()
-	}
-	var up sync.WaitGroup
-	up.Go(func() { carryHalf(far, near) })
-	carryHalf(near, far)
-	up.Wait()
-}
-
-var copyBuffers = sync.Pool{New: func() any { b := make([]byte, 64<<10); return &b }}
-
-// copyPooled is io.Copy with a buffer from a pool. A stream that can write itself
-// out without one (smux) does so; a TCP conn's own methods are kept out of it,
-// because towards a stream they only add a buffer of their own.
-func copyPooled(dst io.Writer, src io.Reader) error {
-	if _, ok := src.(*net.TCPConn); !ok {
-		if w, ok := src.(io.WriterTo); ok {
-			_, err := w.WriteTo(dst)
-			if errors.Is(err, io.EOF) { // smux's way to say that it is done
-				err = nil
-			}
-			return err
-		}
-	}
-	buf := copyBuffers.Get().(*[]byte)
-	defer copyBuffers.Put(buf)
-	_, err := io.CopyBuffer(struct{ io.Writer }{dst}, struct{ io.Reader }{src}, *buf)
-	return err
 }
 
 // door is a TCP listener on loopback that serves each conn in a goroutine and,

@@ -2,11 +2,12 @@ package main
 
 import (
 	"flag"
-	"io"
 	"net"
+
+	"github.com/tcprelay/relay/internal/peers/rivals"
 )
 
-// runProxy is a plain TCP proxy: io.Copy both ways, for which the kernel splices.
+// runProxy is a plain TCP proxy, for which the kernel splices.
 func runProxy(args []string) error {
 	flags := flag.NewFlagSet("proxy", flag.ExitOnError)
 	to := flags.String("to", "", "where to")
@@ -21,36 +22,6 @@ func runProxy(args []string) error {
 			client.Close()
 			return
 		}
-		joinConns(client.(*net.TCPConn), backend.(*net.TCPConn), func(dst io.Writer, src io.Reader) error {
-			_, err := io.Copy(dst, src)
-			return err
-		})
+		rivals.Join(client.(*net.TCPConn), backend.(*net.TCPConn), rivals.Splice)
 	})
-}
-
-type halfCloser interface {
-	io.ReadWriteCloser
-	CloseWrite() error
-}
-
-// joinConns carries bytes both ways until both have ended, and closes both. A clean end
-// is passed on as a half-close, an error ends everything.
-func joinConns(near, far halfCloser, carry func(io.Writer, io.Reader) error) {
-	defer near.Close()
-	defer far.Close()
-	half := func(dst, src halfCloser) {
-		if carry(dst, src) != nil {
-			near.Close()
-			far.Close()
-			return
-		}
-		dst.CloseWrite()
-	}
-	up := make(chan struct{})
-	go func() {
-		half(far, near)
-		close(up)
-	}()
-	half(near, far)
-	<-up
 }
