@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/tcprelay/relay/internal/peers/rounds"
 )
 
 // A job is what load does over a chain.
@@ -108,26 +110,7 @@ func (t *tables) values(j job, chain string, f figure) []float64 {
 
 // ratio is the median of the rounds' ratios of a to b.
 func (t *tables) ratio(j job, a, b string, f figure) (float64, bool) {
-	as, bs := t.values(j, a, f), t.values(j, b, f)
-	var ratios []float64
-	for i := range min(len(as), len(bs)) {
-		if as[i] > 0 && bs[i] > 0 {
-			ratios = append(ratios, as[i]/bs[i])
-		}
-	}
-	if len(ratios) == 0 {
-		return 0, false
-	}
-	return median(ratios), true
-}
-
-func median(values []float64) float64 {
-	values = slices.Sorted(slices.Values(values))
-	mid := len(values) / 2
-	if len(values)%2 == 1 {
-		return values[mid]
-	}
-	return (values[mid-1] + values[mid]) / 2
+	return rounds.Ratio(t.values(j, a, f), t.values(j, b, f))
 }
 
 func (t *tables) markdown() string {
@@ -155,7 +138,7 @@ func (t *tables) cell(j job, chain string, f figure) string {
 	if len(values) == 0 {
 		return "–"
 	}
-	s := f.text(median(values))
+	s := f.text(rounds.Median(values))
 	if r, ok := t.ratio(j, chain, baseline, f); ok && chain != baseline {
 		s += fmt.Sprintf(" (%.2f×)", r)
 	}

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"github.com/tcprelay/relay/internal/peers/rounds"
 )
 
 const (
@@ -63,22 +65,13 @@ func (t *table) all(job, contender string) []float64 {
 	return t.values[name]
 }
 
-// ratio says how many times as good a is as b: the median of what each round by
-// itself says, because the load of the machine changes less within a round than
-// between them.
+// ratio says how many times as good a is as b, within a round.
 func (t *table) ratio(job, a, b string) (ratio float64, ok bool) {
 	as, bs := t.all(job, a), t.all(job, b)
-	ratios := make([]float64, min(len(as), len(bs)))
-	for i := range ratios {
-		ratios[i] = as[i] / bs[i]
-		if !units[t.units[job]].moreIsBetter {
-			ratios[i] = 1 / ratios[i]
-		}
+	if !units[t.units[job]].moreIsBetter {
+		as, bs = bs, as
 	}
-	if len(ratios) == 0 {
-		return 0, false
-	}
-	return median(ratios), true
+	return rounds.Ratio(as, bs)
 }
 
 // toughestRival returns which of those that multiplex, as own does, leaves own the
@@ -93,15 +86,6 @@ func (t *table) toughestRival(job string) (name string, ratio float64) {
 		}
 	}
 	return name, ratio
-}
-
-func median(values []float64) float64 {
-	values = slices.Sorted(slices.Values(values))
-	mid := len(values) / 2
-	if len(values)%2 == 1 {
-		return values[mid]
-	}
-	return (values[mid-1] + values[mid]) / 2
 }
 
 func (t *table) markdown() string {
@@ -133,7 +117,7 @@ func (t *table) cell(job, contender string) string {
 	if len(values) == 0 {
 		return "–"
 	}
-	mid := median(values)
+	mid := rounds.Median(values)
 	s := quantity(mid, t.units[job])
 	if len(values) > 1 {
 		s += fmt.Sprintf(" ±%.0f%%", 50*(slices.Max(values)-slices.Min(values))/mid)
