@@ -1,11 +1,14 @@
 package main
 
 import (
-	"bufio"
+	"context"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
-	"regexp"
+	"time"
+
+	"github.com/tcprelay/relay/internal/peers/parts"
 )
 
 // baseline is the chain that ratios are to.
@@ -15,14 +18,14 @@ const baseline = "proxy"
 type chain struct {
 	name string
 	// start starts its parts, the app too, and returns the public address.
-	start func(r *running) (addr string, err error)
+	start func(r *parts.Running) (addr string, err error)
 }
 
 var allChains = []chain{
-	{"direct", func(r *running) (string, error) { return app(r) }},
+	{"direct", (*parts.Running).App},
 	{baseline, proxies(1)},
 	{"haproxy", haproxies(1)},
-	{"relay, app", embedded()},
+	{"relay, app", func(r *parts.Running) (string, error) { return r.Embedded(nil) }},
 	{"yamux, app", rivalChain("yamux", false)},
 	{"smux, app", rivalChain("smux", false)},
 	{"muxado, app", rivalChain("muxado", false)},
@@ -34,19 +37,14 @@ var allChains = []chain{
 	{"muxado, agent", rivalChain("muxado", true)},
 }
 
-func app(r *running) (addr string, err error) {
-	_, addr, err = r.part("", "app")
-	return addr, err
-}
-
-func proxies(n int) func(r *running) (string, error) {
-	return func(r *running) (string, error) {
-		addr, err := app(r)
+func proxies(n int) func(r *parts.Running) (string, error) {
+	return func(r *parts.Running) (string, error) {
+		addr, err := r.App()
 		for i := range n {
 			if err != nil {
 				break
 			}
-			_, addr, err = r.part(role(n, i), "proxy", "-to", addr)
+			_, addr, err = r.Part(role(n, i), "proxy", "-to", addr)
 		}
 		return addr, err
 	}
@@ -60,12 +58,12 @@ func role(n, i int) string {
 	return "relay"
 }
 
-func haproxies(n int) func(r *running) (string, error) {
-	return func(r *running) (string, error) {
+func haproxies(n int) func(r *parts.Running) (string, error) {
+	return func(r *parts.Running) (string, error) {
 		if _, err := exec.LookPath("haproxy"); err != nil {
 			return "", fmt.Errorf("%w; it is in the Debian package haproxy", err)
 		}
-		to, err := app(r)
+		to, err := r.App()
 		for i := range n {
 			if err != nil {
 				break
@@ -76,7 +74,7 @@ func haproxies(n int) func(r *running) (string, error) {
 	}
 }
 
-func haproxy(r *running, role, to string) (string, error) {
+func haproxy(r *parts.Running, role, to string) (string, error) {
 	addr, err := freePort()
 	if err != nil {
 		return "", err
@@ -92,7 +90,7 @@ listen l
 	bind %s
 	server s %s
 `, addr, to)
-	f, err := os.CreateTemp(r.b.dir, "haproxy")
+	f, err := os.CreateTemp(r.Bench.Dir, "haproxy")
 	if err != nil {
 		return "", err
 	}
@@ -102,86 +100,64 @@ listen l
 	if err := f.Close(); err != nil {
 		return "", err
 	}
-	if _, err := r.start(role, "haproxy", "-db", "-q", "-f", f.Name()); err != nil {
+	if _, err := r.Start(role, "haproxy", "-db", "-q", "-f", f.Name()); err != nil {
 		return "", err
 	}
-	return addr, awaitPort(r.ctx, addr)
+	return addr, awaitPort(r.Ctx, addr)
 }
 
-var listening = regexp.MustCompile(`msg=listening addr=(\S+)`)
-
-// relayd starts the relay, whose log tells its address.
-func relayd(r *running) (string, error) {
-	p, err := r.start("relay", "sh", "-c", `exec "$0" "$@" 2>&1`, r.b.relayd, "-listen", "127.0.0.1:0")
-	if err != nil {
-		return "", err
-	}
-	line, err := p.line()
-	if err != nil {
-		return "", err
-	}
-	m := listening.FindStringSubmatch(line)
-	if m == nil {
-		return "", fmt.Errorf("relayd says %q", line)
-	}
-	go drain(p.out) // the log goes on
-	return m[1], nil
-}
-
-func drain(r *bufio.Reader) {
-	for {
-		if _, err := r.ReadSlice('\n'); err != nil && err != bufio.ErrBufferFull {
-			return
-		}
-	}
-}
-
-func embedded(args ...string) func(r *running) (string, error) {
-	return func(r *running) (string, error) {
-		at, err := relayd(r)
-		if err != nil {
-			return "", err
-		}
-		_, addr, err := r.part("agent", "embed", append([]string{"-relay", at}, args...)...)
-		return addr, err
-	}
-}
-
-func forwarded(args ...string) func(r *running) (string, error) {
-	return func(r *running) (string, error) {
-		to, err := app(r)
-		if err != nil {
-			return "", err
-		}
-		at, err := relayd(r)
-		if err != nil {
-			return "", err
-		}
-		p, err := r.start("agent", r.b.forward, append([]string{"-relay", at, "-to", to}, args...)...)
-		if err != nil {
-			return "", err
-		}
-		return p.line()
-	}
-}
-
-func rivalChain(name string, agent bool) func(r *running) (string, error) {
-	return func(r *running) (string, error) {
-		args := []string{"-over", name}
+func rivalChain(name string, agent bool) func(r *parts.Running) (string, error) {
+	return func(r *parts.Running) (string, error) {
+		var to string
 		if agent {
-			to, err := app(r)
-			if err != nil {
+			var err error
+			if to, err = r.App(); err != nil {
 				return "", err
 			}
-			args = append(args, "-to", to)
 		}
-		relay, at, err := r.part("relay", "relay", "-over", name)
+		return r.Rival(name, to, nil)
+	}
+}
+
+func forwarded(args ...string) func(r *parts.Running) (string, error) {
+	return func(r *parts.Running) (string, error) {
+		to, err := r.App()
 		if err != nil {
 			return "", err
 		}
-		if _, _, err := r.part("agent", "agent", append(args, "-relay", at)...); err != nil {
+		at, err := r.Relayd()
+		if err != nil {
 			return "", err
 		}
-		return relay.line()
+		p, err := r.Start("agent", r.Bench.Forward, append([]string{"-relay", at, "-to", to}, args...)...)
+		if err != nil {
+			return "", err
+		}
+		return p.Line()
+	}
+}
+
+// freePort returns an address where nobody listens now.
+func freePort() (string, error) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	defer ln.Close()
+	return ln.Addr().String(), nil
+}
+
+// awaitPort returns when somebody listens at addr.
+func awaitPort(ctx context.Context, addr string) error {
+	for {
+		c, err := net.Dial("tcp", addr)
+		if err == nil {
+			return c.Close()
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(5 * time.Millisecond):
+		}
 	}
 }

@@ -6,33 +6,29 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/tcprelay/relay/internal/peers/parts"
 )
 
 // TestMain has the test binary be the parts of chains too.
 func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && parts[os.Args[1]] != nil {
-		if err := parts[os.Args[1]](os.Args[2:]); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		return
-	}
+	parts.Main(ownParts)
 	os.Exit(m.Run())
 }
 
 // Every chain carries every kind of job. What it measures then is no figure.
 func TestChains(t *testing.T) {
-	b, err := newBench(t.Context())
+	b, err := parts.NewBench(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer b.close()
+	defer b.Close()
 	for i, c := range allChains {
 		t.Run(c.name, func(t *testing.T) {
 			jobs := allJobs(20)
 			for k := range 2 { // all jobs over all chains would take minutes
 				j := jobs[(i+5*k)%len(jobs)]
-				m, err := b.measure(t.Context(), c, j, 50*time.Millisecond)
+				m, err := measure(t.Context(), b, c, j, 50*time.Millisecond)
 				if err != nil && !strings.Contains(err.Error(), "errors, the first") { // under load some rivals drop clients
 					t.Errorf("%s: %v", j.name, err)
 				}

@@ -22,18 +22,15 @@ import (
 	"regexp"
 	"strings"
 	"time"
+
+	"github.com/tcprelay/relay/internal/peers/parts"
 )
 
+// ownParts are those that other commands do not have.
+var ownParts = map[string]func(args []string) error{"proxy": runProxy}
+
 func main() {
-	if len(os.Args) > 1 {
-		if part := parts[os.Args[1]]; part != nil {
-			if err := part(os.Args[2:]); err != nil {
-				fmt.Fprintf(os.Stderr, "%s: %v\n", os.Args[1], err)
-				os.Exit(1)
-			}
-			return
-		}
-	}
+	parts.Main(ownParts)
 	rounds := flag.Int("rounds", 5, "measurements of each job and chain")
 	length := flag.Duration("time", time.Second, "length of a measurement")
 	jobsWanted := flag.String("jobs", ".", "which jobs, a `regexp`")
@@ -73,11 +70,11 @@ func run(ctx context.Context, rounds int, length time.Duration, jobsWanted, chai
 	if len(jobs) == 0 || len(chains) == 0 {
 		return fmt.Errorf("no job matches %q, or no chain %q", jobsWanted, chainsWanted)
 	}
-	env, err := newBench(ctx)
+	bench, err := parts.NewBench(ctx)
 	if err != nil {
 		return err
 	}
-	defer env.close()
+	defer bench.Close()
 
 	t := newTables(jobs, chains)
 	start := time.Now()
@@ -85,7 +82,7 @@ func run(ctx context.Context, rounds int, length time.Duration, jobsWanted, chai
 		for _, j := range jobs {
 			for i := range chains {
 				c := chains[(i+round)%len(chains)]
-				m, err := env.measure(ctx, c, j, length)
+				m, err := measure(ctx, bench, c, j, length)
 				if ctx.Err() != nil {
 					return ctx.Err()
 				}

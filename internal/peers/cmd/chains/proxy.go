@@ -4,6 +4,7 @@ import (
 	"flag"
 	"net"
 
+	"github.com/tcprelay/relay/internal/peers/parts"
 	"github.com/tcprelay/relay/internal/peers/rivals"
 )
 
@@ -16,7 +17,7 @@ func runProxy(args []string) error {
 	if err != nil {
 		return err
 	}
-	return serveUntilEOF(ln.Addr(), ln.Accept, func(client net.Conn) {
+	return parts.ServeUntilEOF(ln.Addr(), ln.Accept, func(client net.Conn) {
 		backend, err := net.Dial("tcp", *to)
 		if err != nil {
 			client.Close()

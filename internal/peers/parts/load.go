@@ -1,8 +1,10 @@
-package main
+package parts
 
 import (
 	"bufio"
+	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -10,20 +12,61 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
 )
 
 const (
-	warmUp      = 300 * time.Millisecond
 	settle      = 2 * time.Second // of memory
 	messageSize = 64
-	background  = 8 // bulk conns, and as many stopped ones, beside the interactive one
 )
 
-// A report is what load found within the time of the measurement.
-type report struct {
+// A Load is what clients do.
+type Load struct {
+	Kind    string        // a worker's of (*load).timed, or "idle"
+	N       int           // conns at once
+	Warm    time.Duration // before it is measured
+	For     time.Duration
+	Bulk    int // clients that read as much as they can, beside those measured
+	Stalled int // clients that have asked for as much and read nothing
+}
+
+// Load runs clients of addr. It calls begin and end around what it measures.
+func (r *Running) Load(addr string, l Load, begin, end func()) (rep Report, err error) {
+	p, err := r.Start("", r.Bench.self, "load", "-addr", addr, "-kind", l.Kind, "-n", strconv.Itoa(l.N),
+		"-warm", l.Warm.String(), "-for", l.For.String(),
+		"-bulk", strconv.Itoa(l.Bulk), "-stalled", strconv.Itoa(l.Stalled))
+	if err != nil {
+		return rep, err
+	}
+	if line, err := p.Line(); err != nil || line != "ready" {
+		return rep, errors.Join(fmt.Errorf("load says %q", line), err)
+	}
+	begin()
+	if _, err := io.WriteString(p.stdin, "go\n"); err != nil {
+		return rep, err
+	}
+	line, err := p.Line()
+	if err != nil {
+		return rep, err
+	}
+	end()
+	if err := json.Unmarshal([]byte(line), &rep); err != nil {
+		return rep, err
+	}
+	if rep.Errors > 0 {
+		return rep, fmt.Errorf("%d errors, the first: %s", rep.Errors, rep.Error)
+	}
+	if rep.Count == 0 {
+		return rep, errors.New("nothing came through")
+	}
+	return rep, nil
+}
+
+// A Report is what load found within the time of the measurement.
+type Report struct {
 	Seconds  float64
 	Count    int64 // bytes, round trips, connections, or clients
 	P50, P99 time.Duration
@@ -33,8 +76,8 @@ type report struct {
 
 // load is the clients' side of a job.
 type load struct {
+	Load
 	addr     string
-	n        int
 	count    atomic.Int64
 	during   atomic.Bool // the measurement
 	over     atomic.Bool
@@ -50,24 +93,27 @@ type load struct {
 // input on, and prints a report. What it has open stays so until standard input ends.
 func runLoad(args []string) error {
 	flags := flag.NewFlagSet("load", flag.ExitOnError)
-	addr := flags.String("addr", "", "where to")
-	kind := flags.String("kind", "", "what to do")
-	n := flags.Int("n", 1, "conns at once")
-	length := flags.Duration("for", time.Second, "how long")
+	l := new(load)
+	flags.StringVar(&l.addr, "addr", "", "where to")
+	flags.StringVar(&l.Kind, "kind", "", "what to do")
+	flags.IntVar(&l.N, "n", 1, "conns at once")
+	flags.DurationVar(&l.Warm, "warm", 0, "how long it runs before it is measured")
+	flags.DurationVar(&l.For, "for", time.Second, "how long")
+	flags.IntVar(&l.Bulk, "bulk", 0, "clients that read, beside")
+	flags.IntVar(&l.Stalled, "stalled", 0, "clients that do not read, beside")
 	flags.Parse(args)
-	l := &load{addr: *addr, n: *n}
 	input := bufio.NewReader(os.Stdin)
 	begin := func() error {
 		fmt.Println("ready")
 		_, err := input.ReadString('\n')
 		return err
 	}
-	var r report
+	var r Report
 	var err error
-	if *kind == "idle" {
+	if l.Kind == "idle" {
 		r, err = l.idle(begin)
 	} else {
-		r, err = l.timed(*kind, begin, *length)
+		r, err = l.timed(begin)
 	}
 	if err != nil {
 		return err
@@ -97,38 +143,38 @@ func (l *load) fail(err error) {
 }
 
 // timed runs a job whose workers count what they do.
-func (l *load) timed(kind string, begin func() error, length time.Duration) (r report, err error) {
-	workers := map[string]func() error{
-		"up": l.up, "down": l.down, "trips": l.trips, "connect": l.connect,
+func (l *load) timed(begin func() error) (r Report, err error) {
+	worker := map[string]func() error{
+		"up": l.up, "told up": l.toldUp, "down": l.down, "trips": l.trips, "connect": l.connect,
+	}[l.Kind]
+	if worker == nil {
+		return r, fmt.Errorf("no kind of load is %q", l.Kind)
 	}
-	if kind == "mixed" {
-		for range background {
-			go func() { l.fail(l.down()) }()
-			stopped, err := l.dial(askGive) // nobody reads from it
-			if err != nil {
-				return r, err
-			}
-			l.idlers = append(l.idlers, stopped)
+	for range l.Bulk {
+		go func() { l.fail(l.down()) }()
+	}
+	for range l.Stalled {
+		c, err := l.dial(askGive)
+		if err != nil {
+			return r, err
 		}
-		kind = "trips"
-		l.n = 1
-		time.Sleep(warmUp)
+		l.idlers = append(l.idlers, c)
 	}
-	l.measured.Add(l.n)
-	for range l.n {
-		go func() { l.fail(workers[kind]()) }()
+	l.measured.Add(l.N)
+	for range l.N {
+		go func() { l.fail(worker()) }()
 	}
-	time.Sleep(warmUp)
+	time.Sleep(l.Warm)
 	if err := begin(); err != nil {
 		return r, err
 	}
 	start, before := time.Now(), l.count.Load()
 	l.during.Store(true)
-	time.Sleep(length)
+	time.Sleep(l.For)
 	l.during.Store(false)
 	r.Count, r.Seconds = l.count.Load()-before, time.Since(start).Seconds()
 	l.over.Store(true)
-	if kind == "trips" {
+	if l.Kind == "trips" {
 		l.measured.Wait()
 		if len(l.latency) == 0 {
 			return r, nil
@@ -160,6 +206,30 @@ func (l *load) up() error {
 		if err != nil {
 			return err
 		}
+	}
+}
+
+// toldUp counts what the app says that it has, not what this side has written.
+func (l *load) toldUp() error {
+	c, err := l.dial(askTell)
+	if err != nil {
+		return err
+	}
+	go func() {
+		buf := make([]byte, bulkSize)
+		for {
+			if _, err := c.Write(buf); err != nil {
+				return // the reader hears of it too
+			}
+		}
+	}()
+	var last, now [8]byte
+	for {
+		if _, err := io.ReadFull(c, now[:]); err != nil {
+			return err
+		}
+		l.count.Add(int64(binary.BigEndian.Uint64(now[:]) - binary.BigEndian.Uint64(last[:])))
+		last = now
 	}
 }
 
@@ -233,7 +303,7 @@ func (l *load) connect() error {
 }
 
 // idle opens n conns that have had a round trip and then do nothing.
-func (l *load) idle(begin func() error) (r report, err error) {
+func (l *load) idle(begin func() error) (r Report, err error) {
 	open := func(n int) (conns []net.Conn, err error) {
 		for range n {
 			c, err := l.dial(askEcho)
@@ -258,11 +328,11 @@ func (l *load) idle(begin func() error) (r report, err error) {
 	if err := begin(); err != nil {
 		return r, err
 	}
-	conns, err := open(l.n)
+	conns, err := open(l.N)
 	if err != nil {
 		return r, err
 	}
 	time.Sleep(settle)
 	l.idlers = conns
-	return report{Count: int64(len(conns)), Seconds: 1}, nil
+	return Report{Count: int64(len(conns)), Seconds: 1}, nil
 }

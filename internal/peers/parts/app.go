@@ -1,4 +1,4 @@
-package main
+package parts
 
 import (
 	"context"
@@ -9,6 +9,8 @@ import (
 	"io"
 	"net"
 	"os"
+	"sync/atomic"
+	"time"
 
 	"github.com/tcprelay/relay"
 )
@@ -17,23 +19,15 @@ import (
 const (
 	askEcho  = 'e' // every message comes back
 	askTake  = 't' // the app counts what comes, and answers with the count at its end
+	askTell  = 'm' // the app counts what comes, and tells the count every tellEvery
 	askGive  = 'g' // the app sends for as long as it can
 	bulkSize = 128 << 10
+
+	tellEvery = 10 * time.Millisecond
 )
 
-// parts are what this program can be in a chain. Each prints its address when it is
-// ready, and ends with its standard input.
-var parts = map[string]func(args []string) error{
-	"app":   runApp,
-	"embed": runEmbed,
-	"proxy": runProxy,
-	"relay": runRivalRelay,
-	"agent": runRivalAgent,
-	"load":  runLoad,
-}
-
-// serveUntilEOF serves conns from accept until standard input ends.
-func serveUntilEOF(addr fmt.Stringer, accept func() (net.Conn, error), serve func(net.Conn)) error {
+// ServeUntilEOF prints addr and serves conns from accept until standard input ends.
+func ServeUntilEOF(addr fmt.Stringer, accept func() (net.Conn, error), serve func(net.Conn)) error {
 	fmt.Println(addr)
 	failed := make(chan error, 1)
 	go func() {
@@ -65,7 +59,7 @@ func runApp([]string) error {
 	if err != nil {
 		return err
 	}
-	return serveUntilEOF(ln.Addr(), ln.Accept, serveApp)
+	return ServeUntilEOF(ln.Addr(), ln.Accept, serveApp)
 }
 
 // runEmbed is the same app with the library in it.
@@ -77,7 +71,7 @@ func runEmbed(args []string) error {
 	if err != nil {
 		return err
 	}
-	return serveUntilEOF(ln.Addr(), ln.Accept, serveApp)
+	return ServeUntilEOF(ln.Addr(), ln.Accept, serveApp)
 }
 
 func serveApp(c net.Conn) {
@@ -102,6 +96,8 @@ func serveApp(c net.Conn) {
 				return
 			}
 		}
+	case askTell:
+		tell(c)
 	case askGive:
 		buf := make([]byte, bulkSize)
 		for {
@@ -122,6 +118,26 @@ func echo(c net.Conn) {
 				return
 			}
 		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+func tell(c net.Conn) {
+	var total atomic.Uint64
+	go func() {
+		for {
+			time.Sleep(tellEvery)
+			if _, err := c.Write(binary.BigEndian.AppendUint64(nil, total.Load())); err != nil {
+				return
+			}
+		}
+	}()
+	buf := make([]byte, bulkSize)
+	for {
+		n, err := c.Read(buf)
+		total.Add(uint64(n))
 		if err != nil {
 			return
 		}

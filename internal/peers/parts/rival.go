@@ -1,4 +1,4 @@
-package main
+package parts
 
 import (
 	"flag"
@@ -34,7 +34,7 @@ func runRivalRelay(args []string) error {
 	if err != nil {
 		return err
 	}
-	return serveUntilEOF(public.Addr(), public.Accept, func(client net.Conn) {
+	return ServeUntilEOF(public.Addr(), public.Accept, func(client net.Conn) {
 		st, err := open()
 		if err != nil {
 			client.Close()
@@ -74,5 +74,5 @@ func runRivalAgent(args []string) error {
 			rivals.Join(backend.(*net.TCPConn), st.(rivals.HalfCloser), rivals.Copy)
 		}
 	}
-	return serveUntilEOF(c.LocalAddr(), accept, serve)
+	return ServeUntilEOF(c.LocalAddr(), accept, serve)
 }
