@@ -3,7 +3,6 @@ package link
 import (
 	"context"
 	"net"
-	"sync"
 	"syscall"
 )
 
@@ -11,33 +10,21 @@ import (
 // out with a buffer of megabytes: a queue in front of the line that no real link has.
 const segment = 1448
 
-// Listen returns a listener on a free port of loopback, for Serve.
+// Listen returns a listener on a free port of loopback, whose conns are for CarryTo.
 func (l *Link) Listen() (net.Listener, error) {
 	config := net.ListenConfig{Control: l.control}
 	return config.Listen(context.Background(), "tcp", "127.0.0.1:0")
 }
 
-// Serve carries each conn that ln accepts to an address, until ln is closed. It returns
-// when the last one has ended.
-func (l *Link) Serve(ln net.Listener, to string) error {
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	for {
-		c, err := ln.Accept()
-		if err != nil {
-			return err
-		}
-		wg.Go(func() {
-			near := c.(*net.TCPConn)
-			dialer := net.Dialer{Control: l.control}
-			far, err := dialer.Dial("tcp", to)
-			if err != nil {
-				reset(near)
-				return
-			}
-			l.Carry(near, far.(*net.TCPConn))
-		})
+// CarryTo carries a conn that came from Listen to an address, as Carry does.
+func (l *Link) CarryTo(near *net.TCPConn, to string) {
+	dialer := net.Dialer{Control: l.control}
+	far, err := dialer.Dial("tcp", to)
+	if err != nil {
+		reset(near)
+		return
 	}
+	l.Carry(near, far.(*net.TCPConn))
 }
 
 // control keeps what the kernel holds of a conn small beside what is in flight. It has to
