@@ -61,7 +61,8 @@ type Conn interface {
 
 // Carry carries bytes both ways until both have ended, and closes both conns. Ends and
 // resets are passed on like bytes. A receiver that does not take what arrives holds its
-// sender up, once what is between them fills the line and 64 KiB more.
+// sender up, once what is between them fills the line and 64 KiB more; what the sender
+// does then, a reset too, is seen when there is room again.
 func (l *Link) Carry(near, far Conn) {
 	defer near.Close()
 	defer far.Close()
@@ -115,7 +116,12 @@ func (f *flow) feed() {
 			time.Sleep(time.Until(sent) - ahead)
 		}
 		if err != nil {
-			f.put(parcel{reset: !errors.Is(err, io.EOF), arrive: time.Now().Add(f.l.delay)})
+			end := parcel{reset: !errors.Is(err, io.EOF), arrive: time.Now().Add(f.l.delay)}
+			f.put(end)
+			if end.reset { // does not wait behind what dst does not take
+				time.Sleep(time.Until(end.arrive))
+				reset(f.dst)
+			}
 			return
 		}
 	}

@@ -52,7 +52,7 @@ func measure(ctx context.Context, b *parts.Bench, c chain, at cell, length time.
 	load := parts.Load{Kind: at.job.kind, N: 1, For: length, Bulk: at.job.bulk, Stalled: at.job.stalled}
 	load.Warm = max(2*time.Second, 20*at.link.rtt) // what is not at its speed by then stays slow
 	if at.job.interactive() {
-		load.For = max(length, 100*at.link.rtt) // a p99 of fewer is none
+		load.For = max(length, 100*at.link.rtt) // or p99 would be the worst of a few
 	}
 	ctx, cancel := context.WithTimeout(ctx, load.Warm+load.For+time.Minute)
 	defer cancel()
