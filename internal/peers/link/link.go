@@ -5,7 +5,9 @@
 // TCP itself sees no delay: both of its connections end at the link. A conn through it is
 // thus what TCP would be with windows that are large enough from the start, without loss
 // and without slow start, and its queue is short and fair: each conn has about a
-// millisecond's bytes in it. What is slower than that is so by its own windows.
+// millisecond's bytes in it. What is slower than that is so by its own windows, and what
+// waits for longer does so in its own queues: the sender's socket, too, may hold megabytes
+// in front of a link, here as elsewhere.
 package link
 
 import (
