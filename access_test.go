@@ -84,7 +84,7 @@ func TestTokensRefused(t *testing.T) {
 		n := int64(0)
 		for name, token := range wrong {
 			n++
-			_, err := relay.Register(t.Context(), s.addr, relay.WithToken(token), relay.WithDialer(s.net.Dial),
+			_, err := signUp(t.Context(), s.addr, relay.WithToken(token), relay.WithDialer(s.net.Dial),
 				relay.WithWait()) // there is nothing to wait for
 			expectRegisterError(t, err, s.addr, relay.CodeUnauthorized)
 			if re, ok := errors.AsType[*relay.RegisterError](err); !ok || re.Err != nil || re.Message == "" {
@@ -141,7 +141,7 @@ func TestTokensOptions(t *testing.T) {
 func TestTokenTooLong(t *testing.T) {
 	_, addr := startRelay(t, relay.WithTokens(tokenA))
 	for _, token := range []string{strings.Repeat("t", 8<<10+1), strings.Repeat("t", 1<<20), strings.Repeat("\x01", 8<<10)} {
-		_, err := relay.Register(t.Context(), addr, relay.WithToken(token), relay.WithWait())
+		_, err := signUp(t.Context(), addr, relay.WithToken(token), relay.WithWait())
 		if err == nil || code(err) != "" && code(err) != relay.CodeMalformed || len(err.Error()) > 500 {
 			t.Errorf("a token of %d bytes: %v", len(token), err)
 		}
@@ -353,7 +353,7 @@ func TestAuthorizerRefuses(t *testing.T) {
 	}))
 	check := nothingLeft(t)
 	var rec *recorder
-	_, err := relay.Register(t.Context(), addr, recorded(&rec))
+	_, err := signUp(t.Context(), addr, recorded(&rec))
 	expectRegisterError(t, err, addr, relay.CodeUnauthorized)
 	if strings.Contains(err.Error(), reason) || rec.has(reason) {
 		t.Errorf("the app is told why: %v", err)
@@ -409,7 +409,7 @@ func TestGrants(t *testing.T) {
 			onStage(t, func(t *testing.T, s *stage) {
 				refused := make(map[string]int64)
 				for _, a := range tt.asks {
-					l, err := relay.Register(t.Context(), s.addr, relay.WithDialer(s.net.Dial), relay.WithName(a.name), relay.WithPort(a.port))
+					l, err := signUp(t.Context(), s.addr, relay.WithDialer(s.net.Dial), relay.WithName(a.name), relay.WithPort(a.port))
 					if code(err) != a.want || err != nil && a.want == "" {
 						t.Errorf("%q, port %d: %v, want %q", a.name, a.port, err, a.want)
 					}

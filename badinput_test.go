@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"reflect"
 	"strings"
 	"syscall"
 	"testing"
@@ -284,7 +285,7 @@ func TestLaterHello(t *testing.T) {
 			t.Fatalf("the relay says %q, %v", line, err)
 		}
 	}
-	if reply.Error != nil || reply.Address == "" || pong != (wire.Control{Type: wire.Pong, ID: 7}) {
+	if reply.Error != nil || reply.Address == "" || !reflect.DeepEqual(pong, wire.Control{Type: wire.Pong, ID: 7}) {
 		t.Errorf("the relay says %+v and %+v", reply, pong)
 	}
 	if got := serviceNames(srv); len(got) != 1 || got[0] != "later" {
@@ -489,7 +490,7 @@ func TestRegisterAtOthers(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			addr := tt.start(t)
 			check := nothingLeft(t)
-			l, err := relay.Register(t.Context(), addr)
+			l, err := signUp(t.Context(), addr)
 			if l != nil {
 				t.Fatal("registered")
 			}
@@ -521,7 +522,7 @@ func TestBadReply(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			addr, sessions := fakeRelay(t, tt.reply)
 			check := nothingLeft(t)
-			_, err := relay.Register(t.Context(), addr)
+			_, err := signUp(t.Context(), addr)
 			expectRegisterError(t, err, addr, tt.want)
 			if re, ok := errors.AsType[*relay.RegisterError](err); ok && re.Message != tt.message {
 				t.Errorf("message %q", re.Message)
@@ -583,7 +584,7 @@ func TestRegisterSilence(t *testing.T) {
 					defer cancel()
 					start := time.Now()
 					opts := append(tr.opts, relay.WithDialer(func(context.Context, string, string) (net.Conn, error) { return near, nil }))
-					_, err := relay.Register(ctx, "relay.example:1", opts...)
+					_, err := signUp(ctx, "relay.example:1", opts...)
 					took := time.Since(start)
 					if late := took - tt.after; late != 0 && (tr.reads || late < 0 || late > time.Second) {
 						t.Errorf("gave up after %v", took)
@@ -608,7 +609,7 @@ func TestRegisterContext(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		start := time.Now()
-		_, err := relay.Register(ctx, "relay.example:1", forever)
+		_, err := signUp(ctx, "relay.example:1", forever)
 		expectRegisterError(t, err, "relay.example:1", relay.CodeTimeout)
 		if took := time.Since(start); took != time.Minute || !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("after %v: %v", took, err)
@@ -619,17 +620,17 @@ func TestRegisterContext(t *testing.T) {
 	early := relay.WithDialer(func(context.Context, string, string) (net.Conn, error) {
 		return nil, &net.OpError{Op: "dial", Net: "tcp", Err: os.ErrDeadlineExceeded}
 	})
-	_, err := relay.Register(t.Context(), "relay.example:1", early)
+	_, err := signUp(t.Context(), "relay.example:1", early)
 	expectRegisterError(t, err, "relay.example:1", relay.CodeTimeout)
 
 	srv, addr, log := startLogged(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := relay.Register(ctx, addr); !errors.Is(err, context.Canceled) || code(err) != relay.CodeCanceled {
+	if _, err := signUp(ctx, addr); !errors.Is(err, context.Canceled) || code(err) != relay.CodeCanceled {
 		t.Errorf("Register with a context that is over: %v", err)
 	}
 	ctx, cancel = context.WithCancel(t.Context())
-	l, err := relay.Register(ctx, addr)
+	l, err := signUp(ctx, addr)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -78,7 +78,7 @@ func TestCertificateIdentity(t *testing.T) {
 		if with == nil {
 			with = relay.WithTLSConfig(clientTLS())
 		}
-		_, err := relay.Register(t.Context(), addr, with)
+		_, err := signUp(t.Context(), addr, with)
 		expectRegisterError(t, err, addr, relay.CodeTLS)
 		eventually(t, "it counted", func() bool { return srv.Refusals()["tls"] == int64(n+1) })
 		if len(srv.Services()) != 0 {
@@ -96,13 +96,13 @@ func TestCertificateIdentity(t *testing.T) {
 	}
 	go serveEcho(one)
 	go serveEcho(register(t, addr, apps["one"], relay.WithName("web"), relay.WithShared()))
-	if _, err := relay.Register(t.Context(), addr, apps["two"], relay.WithName("web"), relay.WithShared()); code(err) != relay.CodeNameTaken {
+	if _, err := signUp(t.Context(), addr, apps["two"], relay.WithName("web"), relay.WithShared()); code(err) != relay.CodeNameTaken {
 		t.Errorf("another subject shares the name: %v", err)
 	}
 	// Without a subject it is the key that says who it is.
 	register(t, addr, apps["nameless, one"], relay.WithName("api"), relay.WithShared())
 	register(t, addr, apps["nameless, one"], relay.WithName("api"), relay.WithShared())
-	if _, err := relay.Register(t.Context(), addr, apps["nameless, two"], relay.WithName("api"), relay.WithShared()); code(err) != relay.CodeNameTaken {
+	if _, err := signUp(t.Context(), addr, apps["nameless, two"], relay.WithName("api"), relay.WithShared()); code(err) != relay.CodeNameTaken {
 		t.Errorf("another key shares the name: %v", err)
 	}
 	if got := srv.Services()[0]; !strings.HasPrefix(got.Identity, "key ") || len(got.Identity) != 4+64 {
@@ -127,7 +127,7 @@ func TestCertificateAndAuthorizer(t *testing.T) {
 		{known, tokenB, relay.CodeUnauthorized},
 		{known, tokenA, ""},
 	} {
-		l, err := relay.Register(t.Context(), addr, relay.WithTLSConfig(tt.tls), relay.WithToken(tt.token))
+		l, err := signUp(t.Context(), addr, relay.WithTLSConfig(tt.tls), relay.WithToken(tt.token))
 		if code(err) != tt.want || err != nil && tt.want == "" {
 			t.Errorf("Register: %v, want %q", err, tt.want)
 		}
@@ -160,7 +160,7 @@ func TestTLSInVain(t *testing.T) {
 			_, addr := startRelay(t, tt.relay...)
 			ctx, cancel := context.WithTimeout(t.Context(), patience)
 			defer cancel()
-			_, err := relay.Register(ctx, addr, relay.WithTLSConfig(tt.app), relay.WithWait(), relay.WithBackoff(never, never))
+			_, err := signUp(ctx, addr, relay.WithTLSConfig(tt.app), relay.WithWait(), relay.WithBackoff(never, never))
 			expectRegisterError(t, err, addr, relay.CodeTLS)
 		})
 	}

@@ -317,7 +317,7 @@ func (w *chaos) options(rnd *rand.Rand, opts ...relay.RegisterOption) []relay.Re
 func (w *chaos) register(rnd *rand.Rand, mayEnd relay.Code, opts ...relay.RegisterOption) *relay.Listener {
 	ctx, cancel := context.WithTimeout(context.Background(), w.climate.lasts+w.climate.recovery)
 	defer cancel()
-	l, err := relay.Register(ctx, relayAddr, w.options(rnd, append(opts, relay.WithWait())...)...)
+	l, err := signUp(ctx, relayAddr, w.options(rnd, append(opts, relay.WithWait())...)...)
 	if err != nil {
 		w.t.Errorf("an app that waits: %v", err)
 		return nil
@@ -382,7 +382,7 @@ func (w *chaos) replace(rnd *rand.Rand, name string, port int) {
 func (w *chaos) passBy(rnd *rand.Rand) {
 	for w.passes(upTo(rnd, w.climate.life/4)) {
 		ctx, cancel := context.WithTimeout(context.Background(), upTo(rnd, w.climate.life/4))
-		l, err := relay.Register(ctx, relayAddr, w.options(rnd)...)
+		l, err := signUp(ctx, relayAddr, w.options(rnd)...)
 		cancel()
 		if err != nil {
 			if code(err) == "" {

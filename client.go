@@ -70,7 +70,7 @@ type client struct {
 
 	// Guarded by service.mu.
 	m      *member // nil while it waits
-	st     *mux.Stream
+	st     carrier
 	header int64  // bytes of st that are not the client's
 	cut    string // what limit it was cut off for
 	met    bool   // an app has had it
@@ -363,6 +363,12 @@ func (svc *service) connect(c *client) error {
 		if m.lines != nil {
 			header = wire.AppendProxy(room[:0], c.raw.RemoteAddr(), c.raw.LocalAddr())
 		}
+		if m.spares != nil {
+			if d := m.spares.begin(header); d != nil {
+				svc.enter(c, m, d, 0)
+				return nil
+			}
+		}
 		st, err := m.sess.Open(header)
 		if err == nil {
 			if m.lines != nil {
@@ -524,7 +530,7 @@ func (w *waiter) check(m *member) error {
 }
 
 // enter books that c is carried by st.
-func (svc *service) enter(c *client, m *member, st *mux.Stream, header int) {
+func (svc *service) enter(c *client, m *member, st carrier, header int) {
 	svc.mu.Lock()
 	first := !c.met
 	c.met = true
@@ -625,7 +631,7 @@ func (svc *service) startSweeping() {
 
 func (svc *service) sweep(every time.Duration) {
 	now := time.Now()
-	var overdue []*mux.Stream
+	var overdue []carrier
 	var conns []net.Conn
 	svc.mu.Lock()
 	for c := range svc.clients {

@@ -4,15 +4,13 @@ import (
 	"io"
 	"net"
 	"time"
-
-	"github.com/tcprelay/relay/internal/mux"
 )
 
 // A Conn is a client's connection. It behaves as a *net.TCPConn of the client would:
 // half-close, deadlines, resets and errors alike. Its methods may be called from any
 // goroutine.
 type Conn struct {
-	st            *mux.Stream
+	st            carrier
 	l             *Listener
 	local, remote net.Addr
 	header        int64 // bytes of st that are not the client's

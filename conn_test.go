@@ -764,7 +764,7 @@ func TestSessionLostBehindEnd(t *testing.T) {
 
 // The relay's death is the same to the app as the app's to the relay.
 func TestRelayLost(t *testing.T) {
-	conns := make(chan net.Conn, 2)
+	conns := make(chan net.Conn, 100)
 	srv, err := relay.NewServer()
 	if err != nil {
 		t.Fatal(err)

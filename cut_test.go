@@ -51,7 +51,10 @@ func wasCut(c *memnet.Conn) bool { return c.WasReset() || c.Peer().WasReset() }
 
 // register registers an app with the identity of a token.
 func (k *cutter) register(ctx context.Context, opts ...relay.RegisterOption) (*relay.Listener, error) {
-	return relay.Register(ctx, relayAddr, append([]relay.RegisterOption{
+	if overDedicated {
+		opts = append(opts, relay.WithDedicated(1)) // so that the newest transport is the next client's
+	}
+	return signUp(ctx, relayAddr, append([]relay.RegisterOption{
 		relay.WithDialer(k.DialFrom("10.1.0.1")), relay.WithBackoff(100*time.Millisecond, time.Second),
 	}, opts...)...)
 }
@@ -82,6 +85,7 @@ func namedTLS() *tls.Config {
 // with WithWait it always succeeds. It leaves nothing behind but a lease for its time,
 // which the same identity can take up at once.
 func TestCutRegistration(t *testing.T) {
+	ofSessions(t)
 	token := []relay.ServerOption{relay.WithTokens("of one identity")}
 	for _, tt := range []struct {
 		name   string
@@ -177,6 +181,7 @@ func (k *cutter) cutRegistration(r *memRelay, n int, wait bool, codes []relay.Co
 // An app that comes back is cut at any byte of that too, and is back in the end, at its
 // address.
 func TestCutReturn(t *testing.T) {
+	ofSessions(t)
 	inMemory(t, func(t *testing.T, net *memnet.Network) {
 		startOn(t, net, relay.WithLogger(nil))
 		k := newCutter(t, net)
@@ -241,6 +246,7 @@ func TestCutTransfer(t *testing.T) {
 				}
 				go k.serve(l)
 				addr := l.Addr().String()
+				synctest.Wait() // for a dedicated connection
 				k.expectServed(l)
 				failed, n := 0, 0
 				for whole := false; !whole && !t.Failed(); n += tt.every {

@@ -135,7 +135,7 @@ func TestHandOver(t *testing.T) {
 			{"the port of nobody's", relay.CodePortUnavailable, []relay.RegisterOption{relay.WithPort(port(apps[3]))}},
 			{"one service more", relay.CodeServerFull, []relay.RegisterOption{ours, relay.WithName("fourth")}},
 		} {
-			if _, err := relay.Register(t.Context(), addr, tt.opts...); code(err) != tt.code {
+			if _, err := signUp(t.Context(), addr, tt.opts...); code(err) != tt.code {
 				t.Errorf("an intruder asks for %s: %v", tt.what, err)
 			}
 		}

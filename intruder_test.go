@@ -23,7 +23,7 @@ type intruder struct {
 // viaRegister is one who uses the library.
 func viaRegister(n *memnet.Network, ip string, opts ...relay.RegisterOption) func() (string, string) {
 	return func() (addr, got string) {
-		l, err := relay.Register(context.Background(), relayAddr, append(opts, relay.WithDialer(n.DialFrom(ip)))...)
+		l, err := signUp(context.Background(), relayAddr, append(opts, relay.WithDialer(n.DialFrom(ip)))...)
 		if err != nil {
 			return "", string(code(err))
 		}

@@ -292,7 +292,7 @@ func TestAppStartedAnew(t *testing.T) {
 					addr := old.Addr().String()
 					again := newRoamer(n)
 					register := func() (err error) {
-						again.Listener, err = relay.Register(t.Context(), relayAddr, again.options(opts)...)
+						again.Listener, err = signUp(t.Context(), relayAddr, again.options(opts)...)
 						return err
 					}
 					if tt.live != "" {

@@ -151,7 +151,7 @@ func (s *stage) registerEcho(token string, opts ...relay.RegisterOption) *staged
 func (s *stage) registers(ip, token string, opts ...relay.RegisterOption) relay.Code {
 	s.Helper()
 	start := time.Now()
-	l, err := relay.Register(s.Context(), s.addr,
+	l, err := signUp(s.Context(), s.addr,
 		append([]relay.RegisterOption{relay.WithToken(token), relay.WithDialer(s.net.DialFrom(ip))}, opts...)...)
 	if took := time.Since(start); took != 0 {
 		s.Errorf("Register took %v", took)
@@ -226,7 +226,11 @@ func (s *stage) visit(l net.Listener) {
 func (s *stage) expectRefusals(want map[string]int64) {
 	s.Helper()
 	synctest.Wait()
-	if got := s.srv.Refusals(); !maps.Equal(got, want) {
+	got := s.srv.Refusals()
+	if overDedicated && want["broken"] == 0 {
+		delete(got, "broken") // connections that an app was opening when it closed
+	}
+	if !maps.Equal(got, want) {
 		s.Errorf("refused %v, want %v", got, want)
 	}
 }
@@ -1068,7 +1072,7 @@ func TestCutOff(t *testing.T) {
 				go app.Write(make([]byte, 1<<20))
 			},
 			func(s *stage, client *memnet.Conn, app conn) {
-				if _, err := io.ReadFull(client, make([]byte, 1500)); err != nil {
+				if _, err := io.ReadFull(client, make([]byte, 5000)); err != nil { // more than a piece of the gauge
 					s.Fatalf("a client that takes a little: %v", err)
 				}
 			},
@@ -1141,7 +1145,11 @@ func TestCutOff(t *testing.T) {
 						for who, from := range map[string]end{"client": client, "app": app} {
 							_, rerr := io.Copy(io.Discard, onlyReader{from})
 							_, werr := from.Write([]byte("x"))
-							if (rerr == nil) != (who == tt.whole) || rerr != nil && !isReset(rerr) || !isReset(werr) {
+							whole := who == tt.whole
+							if overDedicated && tt.name == "the client has half-closed" {
+								whole = whole || who == "app" // a TCP reset takes no end back that came before
+							}
+							if (rerr == nil) != whole || rerr != nil && !isReset(rerr) || !isReset(werr) {
 								t.Errorf("the %s reads to %v and writes to %v", who, rerr, werr)
 							}
 						}
@@ -1415,7 +1423,7 @@ func TestOutOfFiles(t *testing.T) {
 	}()
 	registered := make(chan error, 1)
 	go func() {
-		l, err := relay.Register(context.Background(), addr, relay.WithWait(), relay.WithBackoff(0, time.Second))
+		l, err := signUp(context.Background(), addr, relay.WithWait(), relay.WithBackoff(0, time.Second))
 		if err == nil {
 			l.Close()
 			<-l.Done()

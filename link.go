@@ -10,8 +10,10 @@ import (
 	"os"
 	"time"
 
+	"github.com/tcprelay/relay/internal/dedicated"
 	"github.com/tcprelay/relay/internal/mux"
 	"github.com/tcprelay/relay/internal/pulse"
+	"github.com/tcprelay/relay/internal/socket"
 	"github.com/tcprelay/relay/internal/wire"
 )
 
@@ -29,12 +31,25 @@ type link struct {
 	closed      chan struct{} // closed when the relay has said that no more clients come
 	heardClosed bool          // the hearing goroutine's
 
+	dialing     context.Context // ends when no more dedicated connections are wanted
+	stopDialing context.CancelFunc
+	dials       chan struct{} // bounds those being opened
+
 	// Guarded by Listener.mu.
 	registered bool
+	spares     int                      // dedicated connections without a client, or being opened
+	dedicated  map[*dedicated.Conn]bool // all there are: whether it is a spare one
 }
 
 func (l *Listener) newLink(conn net.Conn) *link {
-	k := &link{l: l, sess: mux.Client(conn, mux.Config{Accept: l.streams}), closed: make(chan struct{})}
+	k := &link{
+		l:         l,
+		sess:      mux.Client(conn, mux.Config{Accept: l.streams}),
+		closed:    make(chan struct{}),
+		dials:     make(chan struct{}, maxDials),
+		dedicated: make(map[*dedicated.Conn]bool),
+	}
+	k.dialing, k.stopDialing = context.WithCancel(context.Background())
 	k.sess.EnableStop()
 	l.mu.Lock()
 	l.links[k.sess] = k
@@ -49,6 +64,7 @@ func (k *link) drop() {
 		k.pulse.Stop()
 	}
 	k.sess.Close()
+	k.dropDedicated()
 	k.l.mu.Lock()
 	defer k.l.mu.Unlock()
 	delete(k.l.links, k.sess)
@@ -67,7 +83,7 @@ func tlsClient(ctx context.Context, conn net.Conn, addr string, config *tls.Conf
 		config = config.Clone()
 		config.ServerName = host
 	}
-	tc := tls.Client(conn, config)
+	tc := tls.Client(&socket.Under{Conn: conn}, config)
 	if err := tc.HandshakeContext(ctx); err != nil {
 		conn.Close()
 		return nil, err
@@ -127,6 +143,7 @@ func (k *link) serve() error {
 	for {
 		c, err := k.hear()
 		if err == nil && c.Type == wire.Drain {
+			k.stopDialing()
 			k.l.drained.Go(k.serveDraining)
 			return errDraining
 		}
@@ -159,7 +176,10 @@ func (k *link) hear() (c wire.Control, err error) {
 			if !k.heardClosed {
 				k.heardClosed = true
 				close(k.closed)
+				k.stopDialing()
 			}
+		case wire.Open:
+			k.openSpares(c.Secrets)
 		case wire.End:
 			if c.Error == nil {
 				c.Error = &wire.Error{Code: wire.CodeDisconnected}

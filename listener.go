@@ -121,6 +121,7 @@ type Listener struct {
 	cfg            registerConfig
 	relay          string           // address
 	streams        chan *mux.Stream // the clients of all sessions; its capacity is the backlog
+	arrivals       chan *arrival    // those that came by dedicated connections; and its
 	connecting     context.Context  // ends with Drain or Close
 	stopConnecting context.CancelFunc
 	running        context.Context    // ends with Close
@@ -161,6 +162,7 @@ func Register(ctx context.Context, addr string, opts ...RegisterOption) (*Listen
 		min:       defaultBackoffMin,
 		max:       defaultBackoffMax,
 		backlog:   defaultBacklog,
+		dedicated: -1,
 	}
 	for _, o := range opts {
 		if o == nil {
@@ -181,6 +183,7 @@ func Register(ctx context.Context, addr string, opts ...RegisterOption) (*Listen
 		cfg:            cfg,
 		relay:          addr,
 		streams:        make(chan *mux.Stream, cfg.backlog),
+		arrivals:       make(chan *arrival, cfg.backlog),
 		running:        running,
 		stop:           stop,
 		failed:         make(chan struct{}),
@@ -316,26 +319,23 @@ func (l *Listener) connect(ctx context.Context) (*link, *RegisterError) {
 	again := l.addr != nil
 	l.mu.Unlock()
 
+	if l.cfg.dedicated >= 0 {
+		hello.Features, hello.Spares = []string{wire.Dedicated}, l.cfg.dedicated
+	}
 	dialing := ctx
 	if again {
 		var cancel context.CancelFunc
 		dialing, cancel = context.WithTimeoutCause(ctx, handshakeTimeout, os.ErrDeadlineExceeded)
 		defer cancel()
 	}
-	dial := l.cfg.dial
-	if dial == nil {
-		dial = new(net.Dialer).DialContext
-	}
-	conn, err := dial(dialing, "tcp", l.relay)
-	if err != nil {
-		return nil, l.registerError(dialing, CodeUnreachable, err)
+	conn, rerr := l.dial(dialing, l.relay)
+	if rerr != nil {
+		return nil, rerr
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, handshakeTimeout, os.ErrDeadlineExceeded)
 	defer cancel()
-	if l.cfg.tls != nil {
-		if conn, err = tlsClient(ctx, conn, l.relay, l.cfg.tls); err != nil {
-			return nil, l.registerError(ctx, CodeTLS, err)
-		}
+	if conn, rerr = l.secure(ctx, conn); rerr != nil {
+		return nil, rerr
 	}
 	if l.cfg.token != "" && !l.cfg.inClear && l.cfg.dial == nil && !private(conn) {
 		conn.Close()
@@ -343,6 +343,31 @@ func (l *Listener) connect(ctx context.Context) (*link, *RegisterError) {
 			errors.New("the token would be sent in clear: use WithTLSConfig, or allow it by WithTokenInClear"))
 	}
 	return l.register(ctx, conn, hello)
+}
+
+// dial connects to the relay, at an address that it has.
+func (l *Listener) dial(ctx context.Context, addr string) (net.Conn, *RegisterError) {
+	dial := l.cfg.dial
+	if dial == nil {
+		dial = new(net.Dialer).DialContext
+	}
+	conn, err := dial(ctx, "tcp", addr)
+	if err != nil {
+		return nil, l.registerError(ctx, CodeUnreachable, err)
+	}
+	return conn, nil
+}
+
+// secure runs the TLS handshake on a connection to the relay, if there is to be TLS.
+func (l *Listener) secure(ctx context.Context, conn net.Conn) (net.Conn, *RegisterError) {
+	if l.cfg.tls == nil {
+		return conn, nil
+	}
+	tc, err := tlsClient(ctx, conn, l.relay, l.cfg.tls)
+	if err != nil {
+		return nil, l.registerError(ctx, CodeTLS, err)
+	}
+	return tc, nil
 }
 
 func (l *Listener) register(ctx context.Context, conn net.Conn, hello wire.Hello) (*link, *RegisterError) {
@@ -460,6 +485,10 @@ func (l *Listener) Accept() (net.Conn, error) {
 			} else if !errors.Is(err, net.ErrClosed) {
 				l.cfg.log.Warn("client refused", "err", err)
 			}
+		case a := <-l.arrivals:
+			if c := l.newDedicated(a); c != nil {
+				return c, nil
+			}
 		case <-l.running.Done():
 		case <-l.failed:
 			l.mu.Lock()
@@ -500,7 +529,7 @@ func (l *Listener) newConn(st *mux.Stream) (*Conn, error) {
 	if src != nil {
 		c.remote, c.local = src, dst
 	}
-	if !l.enter(c) {
+	if !l.enter(c, l.linkOf(st)) {
 		l.refuse(st)
 		return nil, net.ErrClosed
 	}
@@ -512,10 +541,33 @@ func (l *Listener) newConn(st *mux.Stream) (*Conn, error) {
 	return c, nil
 }
 
-func (l *Listener) enter(c *Conn) bool {
+// newDedicated makes an arrival a client's connection, or nil if its session has ended
+// or the listener closed.
+func (l *Listener) newDedicated(a *arrival) *Conn {
+	c := &Conn{st: a.d, l: l, since: time.Now(), local: l.Addr(), remote: hostAddr("unknown")}
+	if a.src != nil {
+		c.remote, c.local = a.src, a.dst
+	}
+	if !l.enter(c, a.k) {
+		l.turnAway(a)
+		return nil
+	}
+	a.d.Take() // if that fails, so does what comes next
+	return c
+}
+
+// linkOf returns the link that a stream belongs to, nil if it was dropped.
+func (l *Listener) linkOf(st *mux.Stream) *link {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.closing || l.links[c.st.Session()] == nil {
+	return l.links[st.Session()]
+}
+
+// enter books a client's connection, if the listener takes any, and its session is there.
+func (l *Listener) enter(c *Conn, k *link) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closing || k == nil || l.links[k.sess] == nil {
 		return false
 	}
 	l.taken++
@@ -581,8 +633,11 @@ func (l *Listener) allBegun() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	offered := l.offered
-	for sess := range l.links {
+	for sess, k := range l.links {
 		offered += sess.Offered()
+		if k.spares > 0 {
+			return false // the relay has no use for it any more, and closes it
+		}
 	}
 	if offered > l.taken {
 		return false
@@ -629,6 +684,8 @@ func (l *Listener) refuseWaiting() {
 		select {
 		case st := <-l.streams:
 			l.refuse(st)
+		case a := <-l.arrivals:
+			l.turnAway(a)
 		case <-l.done:
 			return
 		}
@@ -637,6 +694,10 @@ func (l *Listener) refuseWaiting() {
 
 func (l *Listener) refuse(st *mux.Stream) {
 	st.Refuse()
+	l.countRefused()
+}
+
+func (l *Listener) countRefused() {
 	l.mu.Lock()
 	l.taken++
 	l.refused++

@@ -10,6 +10,7 @@ import (
 	"maps"
 	"net"
 	"net/netip"
+	"reflect"
 	"strings"
 	"sync"
 	"syscall"
@@ -458,7 +459,7 @@ func TestControl(t *testing.T) {
 	l := register(t, addr)
 	sess := within(t, "a session", sessions)
 	io.WriteString(sess.control, `{"type":"from the future"}`+"\n"+`{"type":"ping","id":42}`+"\n")
-	if m := sess.next(t); m != (wire.Control{Type: wire.Pong, ID: 42}) {
+	if m := sess.next(t); !reflect.DeepEqual(m, wire.Control{Type: wire.Pong, ID: 42}) {
 		t.Errorf("the app says %+v", m)
 	}
 	l.Close()
@@ -467,7 +468,7 @@ func TestControl(t *testing.T) {
 	}
 	// The relay has the last word, and the session is its to end.
 	io.WriteString(sess.control, `{"type":"closed"}`+"\n"+`{"type":"ping","id":43}`+"\n")
-	if m := sess.next(t); m != (wire.Control{Type: wire.Pong, ID: 43}) {
+	if m := sess.next(t); !reflect.DeepEqual(m, wire.Control{Type: wire.Pong, ID: 43}) {
 		t.Errorf("the app says %+v", m)
 	}
 	sess.Close()

@@ -826,7 +826,7 @@ func TestWithHeartbeat(t *testing.T) {
 		if _, err := relay.NewServer(relay.WithHeartbeat(b.interval, b.dead)); err == nil {
 			t.Errorf("WithHeartbeat(%v, %v) is right for a server", b.interval, b.dead)
 		}
-		_, err := relay.Register(t.Context(), "nowhere", relay.WithHeartbeat(b.interval, b.dead))
+		_, err := signUp(t.Context(), "nowhere", relay.WithHeartbeat(b.interval, b.dead))
 		if _, tried := errors.AsType[*relay.RegisterError](err); err == nil || tried {
 			t.Errorf("WithHeartbeat(%v, %v) is right for an app: %v", b.interval, b.dead, err)
 		}

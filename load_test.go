@@ -243,10 +243,10 @@ func TestManyRegistrations(t *testing.T) {
 	check := nothingLeft(t)
 	n := figure(2000, 200, 50)
 	for i := range n {
-		l, err := relay.Register(t.Context(), addr, relay.WithName("the one"))
+		l, err := signUp(t.Context(), addr, relay.WithName("the one"))
 		for code(err) == relay.CodeNameTaken { // the relay hears of the last Close in its own time
 			log.wait(t, "session ended", i)
-			l, err = relay.Register(t.Context(), addr, relay.WithName("the one"))
+			l, err = signUp(t.Context(), addr, relay.WithName("the one"))
 		}
 		if err != nil {
 			t.Fatalf("registration %d: %v", i, err)

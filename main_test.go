@@ -2,6 +2,7 @@ package relay_test
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"net"
 	"os"
@@ -9,12 +10,35 @@ import (
 	"runtime/pprof"
 	"testing"
 	"time"
+
+	"github.com/tcprelay/relay"
 )
 
 // patience bounds every wait of these tests, so that what never happens fails on a
 // line of its test and not with the whole run. Nothing is asserted about how long
 // things take.
 const patience = time.Minute
+
+// overDedicated has all apps of these tests take their clients over connections of their
+// own. TestOverDedicated runs the suite once more with it.
+var overDedicated = os.Getenv("RELAY_TEST_DEDICATED") != ""
+
+// ofSessions skips a test that is about the app's one connection, and watches all that it
+// makes for that one.
+func ofSessions(t *testing.T) {
+	t.Helper()
+	if overDedicated {
+		t.Skip("about the session's connection alone")
+	}
+}
+
+// signUp is relay.Register, for clients to be carried as overDedicated says.
+func signUp(ctx context.Context, addr string, opts ...relay.RegisterOption) (*relay.Listener, error) {
+	if overDedicated {
+		opts = append([]relay.RegisterOption{relay.WithDedicated(2)}, opts...)
+	}
+	return relay.Register(ctx, addr, opts...)
+}
 
 // TestMain fails the run if goroutines are left when all tests are over.
 func TestMain(m *testing.M) {
@@ -89,6 +113,9 @@ func nothingLeft(t testing.TB) (check func()) {
 		ln.Close() // the first one has the runtime open files of its own, for polling
 	}
 	goroutines, files := runtime.NumGoroutine(), openFiles()
+	if overDedicated {
+		goroutines, files = goroutines+4, files+8 // of two apps' spare connections, which come and go
+	}
 	return func() {
 		t.Helper()
 		if !poll(func() bool { return runtime.NumGoroutine() <= goroutines && openFiles() <= files }) {

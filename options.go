@@ -77,8 +77,9 @@ type registerConfig struct {
 	wait      bool
 	min, max  time.Duration // of the backoff
 	// Nil is net.Dialer's. Another is the user's, who knows where it leads.
-	dial    func(ctx context.Context, network, addr string) (net.Conn, error)
-	backlog int
+	dial      func(ctx context.Context, network, addr string) (net.Conn, error)
+	backlog   int
+	dedicated int // spare connections; negative: clients are carried by streams
 }
 
 // heartbeat is when a session is pinged, and when it is taken for dead.
@@ -391,6 +392,27 @@ func WithPort(port int) RegisterOption {
 func WithDialer(dial func(ctx context.Context, network, addr string) (net.Conn, error)) RegisterOption {
 	return registerOption(func(c *registerConfig) error {
 		c.dial = dial
+		return nil
+	})
+}
+
+// WithDedicated has the app open one more connection to the relay for each client,
+// instead of carrying it in the session's. Bulk costs less so, since between two TCP
+// sockets the kernel can move the bytes, and clients share neither losses nor a
+// congestion window. It takes a file more for each client, here and in the relay, and
+// time to open a connection: n, 0 or more, are kept ready, so that those who come one by
+// one, or n at once, do not wait for it. A client for whom there is none after three
+// seconds, because the relay or what lies between does not allow it, is carried by the
+// session as without this option. By default all are.
+//
+// What [Conn] does is the same, but that a write deadline missed under TLS ends the
+// connection's sending side.
+func WithDedicated(n int) RegisterOption {
+	return registerOption(func(c *registerConfig) error {
+		if n < 0 {
+			return fmt.Errorf("relay: WithDedicated(%d): negative", n)
+		}
+		c.dedicated = n
 		return nil
 	})
 }

@@ -142,7 +142,7 @@ func TestWithBackoff(t *testing.T) {
 		{0, -1, false},
 		{-2, -1, false},
 	} {
-		_, err := relay.Register(t.Context(), relayAddr, never, relay.WithBackoff(tt.min, tt.max))
+		_, err := signUp(t.Context(), relayAddr, never, relay.WithBackoff(tt.min, tt.max))
 		if _, tried := errors.AsType[*relay.RegisterError](err); tried != tt.ok {
 			t.Errorf("WithBackoff(%v, %v): %v", tt.min, tt.max, err)
 		}
@@ -317,7 +317,7 @@ func TestWithWait(t *testing.T) {
 				a := newRoamer(n)
 				opts := a.options(tt.opts)
 				start := time.Now()
-				_, err := relay.Register(t.Context(), relayAddr, opts...)
+				_, err := signUp(t.Context(), relayAddr, opts...)
 				expectRegisterError(t, err, relayAddr, tt.code)
 				if !errors.Is(err, tt.is) && tt.is != nil {
 					t.Errorf("without WithWait: %v", err)
@@ -328,14 +328,14 @@ func TestWithWait(t *testing.T) {
 				opts = append(opts, relay.WithWait())
 				ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 				defer cancel()
-				_, err = relay.Register(ctx, relayAddr, opts...)
+				_, err = signUp(ctx, relayAddr, opts...)
 				expectRegisterError(t, err, relayAddr, relay.CodeTimeout)
 				expectAt(t, "with a deadline it fails", time.Now(), start, 10*time.Second)
 				expectReason(t, err, context.DeadlineExceeded, tt.code, tt.is)
 				cause := errors.New("on second thoughts")
 				ctx, cancelFor := context.WithCancelCause(t.Context())
 				time.AfterFunc(5*time.Second, func() { cancelFor(cause) })
-				_, err = relay.Register(ctx, relayAddr, opts...)
+				_, err = signUp(ctx, relayAddr, opts...)
 				expectRegisterError(t, err, relayAddr, relay.CodeCanceled)
 				expectAt(t, "cancelled it fails", time.Now(), start, 15*time.Second)
 				expectReason(t, err, cause, tt.code, tt.is)
@@ -345,7 +345,7 @@ func TestWithWait(t *testing.T) {
 
 				registered := make(chan error, 1)
 				go func() {
-					l, err := relay.Register(t.Context(), relayAddr, opts...)
+					l, err := signUp(t.Context(), relayAddr, opts...)
 					a.Listener = l
 					registered <- err
 				}()
@@ -394,7 +394,7 @@ func TestWithWaitCutShort(t *testing.T) {
 		start := time.Now()
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
-		_, err := relay.Register(ctx, relayAddr, relay.WithDialer(dial), relay.WithWait())
+		_, err := signUp(ctx, relayAddr, relay.WithDialer(dial), relay.WithWait())
 		expectRegisterError(t, err, relayAddr, relay.CodeTimeout)
 		expectReason(t, err, context.DeadlineExceeded, relay.CodeUnreachable, syscall.ECONNREFUSED)
 		expectAt(t, "it fails", time.Now(), start, time.Minute)
@@ -408,7 +408,7 @@ func TestWithWaitCutShort(t *testing.T) {
 func TestWithWaitInVain(t *testing.T) {
 	inMemory(t, func(t *testing.T, n *memnet.Network) {
 		register := func() error {
-			_, err := relay.Register(t.Context(), relayAddr, relay.WithDialer(n.Dial), relay.WithWait(), relay.WithToken("wrong"),
+			_, err := signUp(t.Context(), relayAddr, relay.WithDialer(n.Dial), relay.WithWait(), relay.WithToken("wrong"),
 				relay.WithBackoff(100*time.Millisecond, time.Second))
 			return err
 		}
@@ -739,7 +739,7 @@ func TestDisconnectedWhileRegistering(t *testing.T) {
 		}))
 		failed := make(chan error, 1)
 		go func() {
-			_, err := relay.Register(context.Background(), relayAddr, relay.WithDialer(n.DialFrom("10.1.0.1")), relay.WithName("web"))
+			_, err := signUp(context.Background(), relayAddr, relay.WithDialer(n.DialFrom("10.1.0.1")), relay.WithName("web"))
 			failed <- err
 		}()
 		within(t, "the public listener being opened", opening)
@@ -863,6 +863,7 @@ func TestRotation(t *testing.T) {
 // Wherever a registration is cut off, the next one succeeds: of an app that is new, and
 // of one that resumes its lease.
 func TestCutWhileRegistering(t *testing.T) {
+	ofSessions(t)
 	for _, resumes := range []bool{false, true} {
 		whole := int64(0) // bytes of a registration, when it is known
 		for cut := int64(0); whole == 0 || cut <= whole; cut++ {

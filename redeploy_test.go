@@ -365,10 +365,10 @@ func TestSharedDrains(t *testing.T) {
 	eventually(t, "one session", func() bool { return len(sessions(t, srv)) == 1 })
 	c := dial(t, b)
 	echoes(t, c)
-	if _, err := relay.Register(t.Context(), addr, relay.WithName("two")); code(err) != relay.CodeNameTaken {
+	if _, err := signUp(t.Context(), addr, relay.WithName("two")); code(err) != relay.CodeNameTaken {
 		t.Errorf("the name without a share: %v", err)
 	}
-	if _, err := relay.Register(t.Context(), addr, relay.WithPort(port(b))); code(err) != relay.CodePortUnavailable {
+	if _, err := signUp(t.Context(), addr, relay.WithPort(port(b))); code(err) != relay.CodePortUnavailable {
 		t.Errorf("the port: %v", err)
 	}
 

@@ -15,6 +15,7 @@ import (
 
 	"github.com/tcprelay/relay/internal/mux"
 	"github.com/tcprelay/relay/internal/ports"
+	"github.com/tcprelay/relay/internal/socket"
 	"github.com/tcprelay/relay/internal/tally"
 	"github.com/tcprelay/relay/internal/wire"
 )
@@ -47,8 +48,11 @@ func (s *Server) handleRegistration(ln net.Listener, conn net.Conn) {
 		ctx, cancel = context.WithTimeout(ctx, d)
 	}
 	defer cancel()
-	m, err := s.register(ctx, ln, &conn)
+	m, err := s.receive(ctx, ln, &conn)
 	s.leavePending(&conn, ip)
+	if m == nil && err == nil {
+		return // it was a dedicated connection
+	}
 	if err != nil {
 		s.refused.Add(kindOf(ctx, err), "registration failed", "remote", remote, "err", tally.Clean(err.Error()))
 		s.cfg.events.send(Event{Kind: EventRefused, Service: m.asked.Name, Identity: m.grant.Identity, Remote: remote, Err: err})
@@ -68,6 +72,10 @@ func kindOf(ctx context.Context, err error) string {
 		return kindHandshake
 	case errors.Is(err, errHandshake), errors.Is(err, mux.ErrTLS):
 		return kindTLS
+	case errors.Is(err, errSecret):
+		return kindSecret
+	case errors.Is(err, errNoFiles):
+		return kindFiles
 	}
 	return kindBroken
 }
@@ -107,19 +115,42 @@ func (s *Server) leavePending(conn *net.Conn, ip netip.Addr) {
 	}
 }
 
-// register takes a connection through TLS, the hello and the reply, and leaves a
-// session that may be given clients. It owns the connection, which is pending until
-// the session is in the books. The member that comes with an error says what had been
-// asked for.
-func (s *Server) register(ctx context.Context, ln net.Listener, pending *net.Conn) (*member, error) {
+// receive takes a connection through TLS and finds out what it is: one of an app that
+// registers, of which it makes a session, or a dedicated one, of which nothing is left to
+// do. The member that comes with an error says what had been asked for.
+func (s *Server) receive(ctx context.Context, ln net.Listener, pending *net.Conn) (*member, error) {
 	m := &member{srv: s, pending: pending, since: time.Now(),
 		replied: make(chan struct{}), idle: make(chan struct{})}
 	conn, err := s.tlsServer(ctx, *pending)
 	if err != nil {
 		return m, err
 	}
+	stop := context.AfterFunc(ctx, func() { conn.SetReadDeadline(time.Unix(1, 0)) })
+	head, secret, dedicated, err := wire.ReadPreface(conn)
+	if !stop() && err == nil {
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		conn.Close()
+		return m, fmt.Errorf("%w: %w", errPreface, err)
+	}
+	if dedicated {
+		if err := s.enterDedicated(secret, conn); err != nil {
+			hangUp(conn)
+			return m, err
+		}
+		return nil, nil
+	}
+	return m, s.register(ctx, ln, conn, head, m)
+}
+
+// register takes a session through the hello and the reply, and leaves one that may be
+// given clients. It owns the connection, which is pending until the session is in the
+// books, and of which head has been read.
+func (s *Server) register(ctx context.Context, ln net.Listener, conn net.Conn, head []byte, m *member) error {
 	cfg := s.cfg.limits.session()
 	cfg.MaxOpens = s.cfg.maxOpens
+	cfg.Head = head
 	m.sess = mux.Server(conn, cfg)
 	m.remote = m.sess.RemoteAddr().String()
 	wanted, cancel := context.WithCancelCause(ctx)
@@ -131,7 +162,8 @@ func (s *Server) register(ctx context.Context, ln net.Listener, pending *net.Con
 		case <-wanted.Done():
 		}
 	})
-	if err = m.readHello(wanted); err == nil {
+	err := m.readHello(wanted)
+	if err == nil {
 		err = m.authorize(wanted, conn)
 	}
 	if err == nil {
@@ -146,16 +178,18 @@ func (s *Server) register(ctx context.Context, ln net.Listener, pending *net.Con
 	}
 	if err != nil {
 		m.refuse(ctx, err)
-		return m, err
 	}
-	return m, nil
+	return err
 }
 
-var errHandshake = errors.New("TLS handshake failed")
+var (
+	errHandshake = errors.New("TLS handshake failed")
+	errPreface   = errors.New("nothing that a registration begins with")
+)
 
 func (s *Server) tlsServer(ctx context.Context, conn net.Conn) (net.Conn, error) {
 	if s.cfg.tls != nil {
-		conn = tls.Server(conn, s.cfg.tls)
+		conn = tls.Server(&socket.Under{Conn: conn}, s.cfg.tls)
 	}
 	tc, ok := conn.(*tls.Conn) // or from a listener with TLS of its own
 	if !ok {
@@ -163,7 +197,7 @@ func (s *Server) tlsServer(ctx context.Context, conn net.Conn) (net.Conn, error)
 	}
 	if err := tc.HandshakeContext(ctx); err != nil {
 		if not, ok := errors.AsType[tls.RecordHeaderError](err); ok && not.Conn != nil {
-			sayTLS(ctx, not.Conn)
+			sayTLS(ctx, socket.Unwrap(not.Conn))
 		}
 		conn.Close()
 		return nil, fmt.Errorf("%w: %w", errHandshake, err)
@@ -243,6 +277,7 @@ func (m *member) readHello(ctx context.Context) error {
 		return refuse(wire.CodePortUnavailable, "not a port", fmt.Errorf("port %d asked for", hello.Port))
 	}
 	m.asked = hello
+	m.spares = newSpares(m)
 	m.sess.EnableStop()
 	return nil
 }

@@ -80,12 +80,12 @@ func TestRegisterPorts(t *testing.T) {
 		t.Fatalf("ports %d and %d of %d to %d", port(a), port(b), first, first+2)
 	}
 	for _, out := range []int{first - 1, first + 3, 1, 65535} {
-		if _, err := relay.Register(t.Context(), addr, relay.WithPort(out)); code(err) != relay.CodePortUnavailable {
+		if _, err := signUp(t.Context(), addr, relay.WithPort(out)); code(err) != relay.CodePortUnavailable {
 			t.Errorf("port %d, out of range: %v", out, err)
 		}
 	}
 	for _, used := range []int{first, first + 2} {
-		if _, err := relay.Register(t.Context(), addr, relay.WithPort(used)); code(err) != relay.CodePortUnavailable {
+		if _, err := signUp(t.Context(), addr, relay.WithPort(used)); code(err) != relay.CodePortUnavailable {
 			t.Errorf("port %d, in use: %v", used, err)
 		}
 	}
@@ -93,7 +93,7 @@ func TestRegisterPorts(t *testing.T) {
 	if port(c) != first+1 {
 		t.Errorf("next free port is %d, want %d", port(c), first+1)
 	}
-	if _, err := relay.Register(t.Context(), addr); code(err) != relay.CodeServerFull {
+	if _, err := signUp(t.Context(), addr); code(err) != relay.CodeServerFull {
 		t.Errorf("one more than there are ports: %v", err)
 	}
 	if n := len(srv.Services()); n != 3 {
@@ -117,7 +117,7 @@ func TestRegisterPortOfOthers(t *testing.T) {
 	}
 	defer other.Close()
 	_, addr := startRelay(t, relay.WithPorts(first, first+1))
-	if _, err := relay.Register(t.Context(), addr, relay.WithPort(first)); code(err) != relay.CodePortUnavailable {
+	if _, err := signUp(t.Context(), addr, relay.WithPort(first)); code(err) != relay.CodePortUnavailable {
 		t.Errorf("a port in use: %v", err)
 	}
 	if l := register(t, addr); port(l) != first+1 {
@@ -126,7 +126,7 @@ func TestRegisterPortOfOthers(t *testing.T) {
 
 	// Without a range any port may be asked for, on the same terms.
 	_, addr = startRelay(t)
-	if _, err := relay.Register(t.Context(), addr, relay.WithPort(first)); code(err) != relay.CodePortUnavailable {
+	if _, err := signUp(t.Context(), addr, relay.WithPort(first)); code(err) != relay.CodePortUnavailable {
 		t.Errorf("a port in use, no range: %v", err)
 	}
 	want := freePorts(t, 1)
@@ -140,7 +140,7 @@ func TestRegisterPortOfOthers(t *testing.T) {
 func TestRegisterName(t *testing.T) {
 	srv, addr := startRelay(t)
 	l := register(t, addr, relay.WithName("app"))
-	if _, err := relay.Register(t.Context(), addr, relay.WithName("app")); code(err) != relay.CodeNameTaken {
+	if _, err := signUp(t.Context(), addr, relay.WithName("app")); code(err) != relay.CodeNameTaken {
 		t.Fatalf("a name that is taken: %v", err)
 	}
 	if n := len(srv.Services()); n != 1 {
@@ -159,7 +159,7 @@ func TestRegisterName(t *testing.T) {
 	app.Close()
 	eventually(t, "the first service's end", func() bool { return len(srv.Services()) == 1 })
 	// The end of the first has not taken the name from the second.
-	if _, err := relay.Register(t.Context(), addr, relay.WithName("app")); code(err) != relay.CodeNameTaken {
+	if _, err := signUp(t.Context(), addr, relay.WithName("app")); code(err) != relay.CodeNameTaken {
 		t.Errorf("a name that is taken by the next: %v", err)
 	}
 	next.Close()
@@ -200,7 +200,7 @@ func TestWithPublicHost(t *testing.T) {
 	// An address that is none of this host's is the relay's fault, but the service
 	// gets a clear answer. 203.0.113.0/24 is for documentation.
 	_, addr = startRelay(t, relay.WithPublicHost("203.0.113.7"))
-	if _, err := relay.Register(t.Context(), addr); code(err) != relay.CodePortUnavailable {
+	if _, err := signUp(t.Context(), addr); code(err) != relay.CodePortUnavailable {
 		t.Errorf("a host that cannot be bound: %v", err)
 	}
 }
@@ -521,7 +521,7 @@ func TestOptions(t *testing.T) {
 			dialled = true
 			return nil, errors.New("not to be called")
 		})
-		l, err := relay.Register(t.Context(), addr, spy, o)
+		l, err := signUp(t.Context(), addr, spy, o)
 		if err == nil || l != nil || dialled || code(err) != "" {
 			t.Errorf("%s: %v, %v; dialled: %t", name, l, err, dialled)
 		}

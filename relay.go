@@ -118,6 +118,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/tcprelay/relay/internal/quota"
@@ -147,8 +148,11 @@ type Server struct {
 
 	// Who holds how much; each for itself, beside mu.
 	pendingIPs quota.Book[netip.Addr]
-	owners     quota.Book[string] // services of each identity
-	clients    quota.Book[holder]
+
+	askers    askers
+	dedicated atomic.Int64       // connections, spare ones too
+	owners    quota.Book[string] // services of each identity
+	clients   quota.Book[holder]
 
 	done chan struct{}  // closed when closing is set
 	wg   sync.WaitGroup // every goroutine of the server's, but for Serve's own

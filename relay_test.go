@@ -54,7 +54,7 @@ func serveOn(t testing.TB, srv *relay.Server, ln net.Listener) {
 
 func register(t testing.TB, addr string, opts ...relay.RegisterOption) *relay.Listener {
 	t.Helper()
-	l, err := relay.Register(t.Context(), addr, opts...)
+	l, err := signUp(t.Context(), addr, opts...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -436,7 +436,7 @@ func TestServeSeveral(t *testing.T) {
 		t.Errorf("services %q", got)
 	}
 	var re *relay.RegisterError
-	if _, err := relay.Register(t.Context(), second, relay.WithName("a")); !errors.As(err, &re) || re.Code != relay.CodeNameTaken {
+	if _, err := signUp(t.Context(), second, relay.WithName("a")); !errors.As(err, &re) || re.Code != relay.CodeNameTaken {
 		t.Errorf("a name that a service on the other listener has: %v", err)
 	}
 }
@@ -554,7 +554,7 @@ func TestServerClose(t *testing.T) {
 	if ended := log.with("session ended"); len(ended) != 1 || ended[0].attrs["kept"] != false || ended[0].attrs["err"] == nil {
 		t.Errorf("logged %+v", ended)
 	}
-	if _, err := relay.Register(t.Context(), addr); code(err) != relay.CodeUnreachable {
+	if _, err := signUp(t.Context(), addr); code(err) != relay.CodeUnreachable {
 		t.Errorf("Register after Close: %v", err)
 	}
 	expectWaiting(t, waiting)

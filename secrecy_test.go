@@ -203,6 +203,7 @@ func (l *recordingListener) Accept() (net.Conn, error) {
 
 // A token is not sent over a network in clear, unless the app says so.
 func TestTokenInClear(t *testing.T) {
+	ofSessions(t)
 	for _, outside := range outsideAddrs(t) {
 		ln, err := net.Listen("tcp", outside)
 		if err != nil {
@@ -217,7 +218,7 @@ func TestTokenInClear(t *testing.T) {
 		addr := ln.Addr().String()
 
 		start := len(srv.Refusals())
-		_, err = relay.Register(t.Context(), addr, relay.WithToken(tokenA), relay.WithName("web"), relay.WithWait())
+		_, err = signUp(t.Context(), addr, relay.WithToken(tokenA), relay.WithName("web"), relay.WithWait())
 		expectRegisterError(t, err, addr, relay.CodeInsecure)
 		if err == nil || strings.Contains(err.Error(), tokenA) || !strings.Contains(err.Error(), "WithTokenInClear") {
 			t.Errorf("the error: %v", err)

@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -56,7 +57,8 @@ type member struct {
 	resumed bool
 	secret  string // of the lease; empty if it can't be shown
 
-	pulse *pulse.Pulse // nil for a stock muxado client
+	spares *spares      // nil if clients are carried by streams
+	pulse  *pulse.Pulse // nil for a stock muxado client
 	// interval is in which the app sends something, if only a ping; 0 if it need not.
 	interval time.Duration
 
@@ -88,6 +90,9 @@ func (m *member) run() {
 		s.wg.Go(m.readControl) // run itself is counted, so this is in time, also when the server is closing
 	}
 	m.startTaking()
+	if m.spares != nil {
+		m.spares.refill()
+	}
 
 	var err error
 	select {
@@ -108,6 +113,9 @@ func (m *member) run() {
 	}
 	if err == nil {
 		err = m.whyIdle()
+	}
+	if m.spares != nil {
+		m.spares.fail(cmp.Or(err, errSpare))
 	}
 	m.letGo(err) // now, for a client who has all but takes its time is not to hold the lease
 	m.pulseStop()
@@ -233,6 +241,10 @@ func (m *member) readControl() {
 				m.pulse.Pong(c.ID)
 			case wire.Close:
 				m.appCloses()
+			case wire.Unopened:
+				if m.spares != nil {
+					m.spares.unopened(c.Secrets)
+				}
 			}
 		}
 		if err == io.EOF {
@@ -415,6 +427,9 @@ func (m *member) stopTaking() bool {
 	m.leaving = true
 	if m.active == 0 {
 		close(m.idle)
+	}
+	if m.spares != nil {
+		m.spares.close()
 	}
 	return true
 }

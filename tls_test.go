@@ -134,7 +134,7 @@ func TestTLSRefused(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			srv, addr, log := startLogged(t, relay.WithTLSConfig(relayTLS()))
 			check := nothingLeft(t)
-			_, err := relay.Register(t.Context(), addr, relay.WithTLSConfig(tt.config))
+			_, err := signUp(t.Context(), addr, relay.WithTLSConfig(tt.config))
 			if code(err) != relay.CodeTLS || !tt.is(err) {
 				t.Errorf("Register: %v", err)
 			}
@@ -168,7 +168,7 @@ func TestTLS12(t *testing.T) {
 	old := relayTLS()
 	old.MinVersion, old.MaxVersion = tls.VersionTLS12, tls.VersionTLS12
 	_, addr := startRelay(t, relay.WithTLSConfig(old))
-	if _, err := relay.Register(t.Context(), addr, relay.WithTLSConfig(clientTLS())); code(err) != relay.CodeTLS {
+	if _, err := signUp(t.Context(), addr, relay.WithTLSConfig(clientTLS())); code(err) != relay.CodeTLS {
 		t.Errorf("an app that did not say so: %v", err)
 	}
 	config := clientTLS()
@@ -194,7 +194,7 @@ func TestMutualTLS(t *testing.T) {
 			check := nothingLeft(t)
 			const n = 20
 			for range n {
-				_, err := relay.Register(t.Context(), addr, relay.WithTLSConfig(bad))
+				_, err := signUp(t.Context(), addr, relay.WithTLSConfig(bad))
 				expectRegisterError(t, err, addr, relay.CodeTLS)
 			}
 			eventually(t, "all refused", func() bool { return maps.Equal(srv.Refusals(), map[string]int64{"tls": n}) })
@@ -226,7 +226,7 @@ func TestTLSOneSide(t *testing.T) {
 			srv, addr, log := startLogged(t, append(tt.server, relay.WithTokens(tokenA))...)
 			check := nothingLeft(t)
 			var rec *recorder
-			_, err := relay.Register(t.Context(), addr, append(tt.app, relay.WithToken(tokenA), recorded(&rec))...)
+			_, err := signUp(t.Context(), addr, append(tt.app, relay.WithToken(tokenA), recorded(&rec))...)
 			expectRegisterError(t, err, addr, relay.CodeTLS)
 			if !saysTLS(err.(*relay.RegisterError).Err.Error()) {
 				t.Errorf("the app is told %v", err)

@@ -30,11 +30,22 @@ type Stream interface {
 	io.WriterTo
 }
 
-// ender is a Stream that tells when its sending side has ended for good.
+// ender is a Stream that knows when its sending side has ended for good.
 type ender interface {
-	OnEnd(func(error))
 	// Ended reports that, and whether all the peer sent arrived, up to its FIN.
 	Ended() (ended, whole bool)
+}
+
+// teller is an ender that tells.
+type teller interface {
+	ender
+	OnEnd(func(error))
+}
+
+// watcher is a Stream that has to be waited for to tell that its peer takes nothing more.
+type watcher interface {
+	// Watch waits for that, once the peer has half-closed, or until this end has.
+	Watch()
 }
 
 // keeper is a Stream that may have a copy of all that it took to send, for the case
@@ -77,7 +88,7 @@ type joint struct {
 // Keep, Join closes only the stream, and returns a *Refused.
 func Join(c Conn, st Stream) error {
 	j := &joint{c: c, st: st}
-	if e, ok := st.(ender); ok {
+	if e, ok := st.(teller); ok {
 		e.OnEnd(func(err error) { j.streamEnded(e, err) })
 	}
 	var up sync.WaitGroup
@@ -132,6 +143,9 @@ func (j *joint) streamToConn() (refusal error) {
 		return nil
 	}
 	j.delivered.Store(true)
+	if w, ok := j.st.(watcher); ok {
+		w.Watch()
+	}
 	if j.peerClosed() {
 		j.c.Close()
 	}

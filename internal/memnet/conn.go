@@ -156,6 +156,21 @@ func (c *Conn) WasReset() bool {
 	return c.dead && !c.eof
 }
 
+// AwaitReset waits, behind a FIN that was read, until nothing more can be sent: because
+// the peer reset the connection, or both ends have ended it. It reports false if this
+// end was closed or the read deadline passed before.
+func (c *Conn) AwaitReset() bool {
+	c.l.mu.Lock()
+	defer c.l.mu.Unlock()
+	for !c.over() {
+		if c.closed || c.rdl.passed() {
+			return false
+		}
+		c.readable.Wait()
+	}
+	return true
+}
+
 // CloseWrite sends a FIN behind the bytes written so far. Reading goes on.
 func (c *Conn) CloseWrite() error {
 	c.l.mu.Lock()

@@ -25,9 +25,14 @@ type input struct {
 	firsts int
 }
 
-func (in *input) init(conn net.Conn, beforeWait func()) {
+// init makes conn the transport, of which head has been read already.
+func (in *input) init(conn net.Conn, head []byte, beforeWait func()) {
 	in.conn, in.beforeWait = conn, beforeWait
 	in.heard.start()
+	if len(head) > 0 {
+		in.c = getChunk(chunkSize)
+		in.took(copy(in.c.buf, head))
+	}
 }
 
 // Read copies: the codec reads headers and fixed bodies through it.
@@ -77,8 +82,7 @@ func (in *input) fill() error {
 		n, err := in.conn.Read(in.c.buf[in.w:])
 		if n > 0 {
 			in.heard.now()
-			in.firsts += copy(in.first[in.firsts:], in.c.buf[in.w:in.w+n])
-			in.w += n
+			in.took(n)
 			return nil
 		}
 		if err != nil {
@@ -86,6 +90,12 @@ func (in *input) fill() error {
 		}
 	}
 	return io.ErrNoProgress
+}
+
+// took counts n bytes that came to in.c.
+func (in *input) took(n int) {
+	in.firsts += copy(in.first[in.firsts:], in.c.buf[in.w:in.w+n])
+	in.w += n
 }
 
 // strange adds to err, which the first frame led to, what the peer began with.

@@ -50,6 +50,9 @@ const Window = 256 << 10
 // Config holds a session's limits. The zero value means the defaults; a zero or
 // negative field means its default.
 type Config struct {
+	// Head is what was read from the connection before it became the session's, and
+	// comes first. At most 16 KiB.
+	Head []byte
 	// Backlog is how many streams that the peer opened may wait for Accept.
 	// One more is reset with AcceptQueueFull. Default 128.
 	Backlog int

@@ -75,7 +75,7 @@ func newSession(conn net.Conn, cfg Config, odd uint32) *Session {
 		s.accept = make(chan *Stream, cfg.Backlog)
 	}
 	s.out.init(conn, s.fail)
-	s.in.init(conn, s.out.flush)
+	s.in.init(conn, cfg.Head, s.out.flush)
 	s.calm.start()
 	s.wg.Go(s.out.run)
 	s.wg.Go(s.readFrames)

@@ -12,6 +12,7 @@ import (
 	"io"
 	"math/big"
 	"net"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -666,16 +667,16 @@ func TestCodes(t *testing.T) {
 // TestConfigDefaults fills in what a Config leaves out, and keeps what it says.
 func TestConfigDefaults(t *testing.T) {
 	queue := make(chan *Stream, 1)
-	def := Config{128, nil, 1 << 16, 1<<30 - 1, 16 << 20, 256 << 20}
+	def := Config{nil, 128, nil, 1 << 16, 1<<30 - 1, 16 << 20, 256 << 20}
 	for _, test := range []struct{ cfg, want Config }{
 		{Config{}, def},
-		{Config{-1, nil, -1, -1, -1, -1}, def},
-		{Config{1, queue, 2, 4, Window + 1, 3}, Config{1, queue, 2, 4, Window + 1, 3}},
-		{Config{MaxWindow: Window - 1, MaxOpens: 1 << 30}, Config{128, nil, 1 << 16, 1<<30 - 1, Window, 256 << 20}},
+		{Config{nil, -1, nil, -1, -1, -1, -1}, def},
+		{Config{nil, 1, queue, 2, 4, Window + 1, 3}, Config{nil, 1, queue, 2, 4, Window + 1, 3}},
+		{Config{MaxWindow: Window - 1, MaxOpens: 1 << 30}, Config{nil, 128, nil, 1 << 16, 1<<30 - 1, Window, 256 << 20}},
 	} {
 		got := test.cfg
 		got.setDefaults()
-		if got != test.want {
+		if !reflect.DeepEqual(got, test.want) {
 			t.Errorf("%+v became %+v, want %+v", test.cfg, got, test.want)
 		}
 	}

@@ -19,6 +19,50 @@ func Unacked(c net.Conn) (n int, ok bool) {
 	return int(queued), ok
 }
 
+// Unread returns how many bytes have arrived and were not read, 0 if c is no socket.
+func Unread(c net.Conn) int {
+	var queued int32
+	control(c, func(fd uintptr) {
+		// tcp(7): SIOCINQ, which has the number of TIOCINQ.
+		syscall.Syscall(syscall.SYS_IOCTL, fd, syscall.TIOCINQ, uintptr(unsafe.Pointer(&queued)))
+	})
+	return int(queued)
+}
+
+// Spent reports that c, a socket that nobody reads from, has something to be read, has
+// come to its end or was reset.
+func Spent(c net.Conn) (spent bool) {
+	control(c, func(fd uintptr) {
+		var b [1]byte
+		_, _, err := syscall.Recvfrom(int(fd), b[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+		spent = err != syscall.EAGAIN
+	})
+	return spent
+}
+
+// AwaitReset waits until c, whose read saw the end, takes nothing more because its peer
+// reset it, or until its read deadline or Close. It reports whether it was reset, or
+// came to its end in order in both directions; false at once if c is no socket.
+func AwaitReset(c net.Conn) bool {
+	c = Unwrap(c)
+	if r, ok := c.(resetter); ok {
+		return r.AwaitReset()
+	}
+	sc, ok := c.(syscall.Conn)
+	if !ok {
+		return false
+	}
+	raw, err := sc.SyscallConn()
+	return err == nil && raw.Read(isClosed) == nil
+}
+
+// isClosed reports that nothing more can be sent or received.
+func isClosed(fd uintptr) bool {
+	// The first byte of tcp(7)'s TCP_INFO is the state.
+	info, err := syscall.GetsockoptInt(int(fd), syscall.IPPROTO_TCP, syscall.TCP_INFO)
+	return err == nil && info&0xff == tcpClose
+}
+
 // tcpClose is TCP_CLOSE of the kernel's tcp_states.h.
 const tcpClose = 7
 
@@ -28,15 +72,13 @@ const tcpClose = 7
 // If the peer sent a FIN before the reset what was read is whole, but that is only
 // known until a write has failed for it; then a reset is reported too.
 func WasReset(c net.Conn) bool {
-	c = unwrap(c)
+	c = Unwrap(c)
 	if r, ok := c.(resetter); ok {
 		return r.WasReset()
 	}
 	reset := false
 	control(c, func(fd uintptr) {
-		// The first byte of tcp(7)'s TCP_INFO is the state.
-		info, err := syscall.GetsockoptInt(int(fd), syscall.IPPROTO_TCP, syscall.TCP_INFO)
-		if err != nil || info&0xff != tcpClose {
+		if !isClosed(fd) {
 			return
 		}
 		pending, err := syscall.GetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_ERROR)
@@ -46,7 +88,7 @@ func WasReset(c net.Conn) bool {
 }
 
 func control(c net.Conn, f func(fd uintptr)) {
-	sc, ok := unwrap(c).(syscall.Conn)
+	sc, ok := Unwrap(c).(syscall.Conn)
 	if !ok {
 		return
 	}

@@ -11,6 +11,20 @@ func Unacked(c net.Conn) (n int, ok bool) { return 0, false }
 // WasReset tells, of a connection whose read saw the end and whose own sending side is
 // open, that the peer reset it, where that can be known.
 func WasReset(c net.Conn) bool {
-	r, ok := unwrap(c).(resetter)
+	r, ok := Unwrap(c).(resetter)
 	return ok && r.WasReset()
+}
+
+// Unread returns how many bytes have arrived and were not read, where that is known.
+func Unread(net.Conn) int { return 0 }
+
+// Spent reports that c, a socket that nobody reads from, has something to be read, has
+// come to its end or was reset, where that is known.
+func Spent(net.Conn) bool { return false }
+
+// AwaitReset waits until a connection whose read saw the end was reset, where that can
+// be waited for.
+func AwaitReset(c net.Conn) bool {
+	r, ok := Unwrap(c).(resetter)
+	return ok && r.AwaitReset()
 }

@@ -164,4 +164,5 @@ func (l layer) NetConn() net.Conn { return l.Conn }
 
 type known struct{ net.Conn }
 
-func (known) WasReset() bool { return true }
+func (known) WasReset() bool   { return true }
+func (known) AwaitReset() bool { return true }

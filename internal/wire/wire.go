@@ -36,7 +36,14 @@ type Hello struct {
 	// HeartbeatMS is how often the service wants to hear something, in milliseconds;
 	// 0 if it does not say. So is a Reply's.
 	HeartbeatMS int `json:"heartbeat_ms,omitempty"`
+	// Spares is how many dedicated connections a service with that feature wants to have
+	// ready.
+	Spares int `json:"spares,omitempty"`
 }
+
+// Dedicated is the feature of a service that opens a connection for each client when it
+// is asked to. A relay need not ask.
+const Dedicated = "dedicated"
 
 // Reply is the first line of a relay. It holds either Address or Error.
 type Reply struct {
@@ -73,6 +80,10 @@ type Control struct {
 	Type  string `json:"type"`
 	ID    int64  `json:"id,omitempty"`    // of a ping, which its pong repeats
 	Error *Error `json:"error,omitempty"` // of an end: why
+
+	// Secrets are of the connections that an open asks for, one each, and of those that
+	// an unopened says there will be none for.
+	Secrets []Secret `json:"secrets,omitempty"`
 }
 
 // The types of Control.
@@ -83,7 +94,13 @@ const (
 	Close  = "close"  // service: it wants no more clients
 	Closed = "closed" // relay, to that: there come no more
 	End    = "end"    // relay: the session ends now, for a reason that stands
+
+	Open     = "open"     // relay: open dedicated connections
+	Unopened = "unopened" // service, to that: they could not be opened, or were not taken
 )
+
+// MaxSecrets is how many secrets fit a line.
+const MaxSecrets = 256
 
 // Errors of Reader.
 var (

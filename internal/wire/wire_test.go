@@ -27,7 +27,7 @@ func TestLines(t *testing.T) {
 		t.Fatalf("read %+v, %v", h, err)
 	}
 	var c Control
-	if err := r.Read(&c); err != nil || c != (Control{Type: Ping, ID: 7}) {
+	if err := r.Read(&c); err != nil || !reflect.DeepEqual(c, Control{Type: Ping, ID: 7}) {
 		t.Fatalf("read %+v, %v", c, err)
 	}
 	if err := r.Read(&c); err != io.EOF {

@@ -1,0 +1,180 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"net"
+	"os"
+
+	"github.com/tcprelay/relay/internal/dedicated"
+	"github.com/tcprelay/relay/internal/mux"
+	"github.com/tcprelay/relay/internal/wire"
+)
+
+const (
+	// maxDials bounds the dedicated connections that are being opened at once: a relay
+	// lets an address have only so many that have not said what they are.
+	maxDials = 8
+	// maxWaiting bounds those that a relay can have an app open and not use.
+	maxWaiting = 10_000
+)
+
+// An arrival is a client that came by a connection of its own.
+type arrival struct {
+	k        *link
+	d        *dedicated.Conn
+	src, dst *net.TCPAddr
+}
+
+// openSpares opens the connections that the relay asks for, a goroutine for each, which
+// ends when its connection has a client, or will have none.
+func (k *link) openSpares(secrets []wire.Secret) {
+	var declined []wire.Secret
+	k.l.mu.Lock()
+	for _, secret := range secrets {
+		if k.l.cfg.dedicated < 0 || k.spares >= maxWaiting || k.sess.Err() != nil {
+			declined = append(declined, secret)
+			continue
+		}
+		k.spares++
+		go k.spare(secret)
+	}
+	k.l.mu.Unlock()
+	if declined != nil {
+		go k.unopened(declined)
+	}
+}
+
+// spare opens a connection and waits until the relay gives it a client.
+func (k *link) spare(secret wire.Secret) {
+	d, err := k.openSpare(secret)
+	var a *arrival
+	if err == nil {
+		a, err = k.awaitClient(d)
+	}
+	k.l.mu.Lock()
+	k.spares--
+	if err == nil {
+		k.l.offered++ // in one step: Drain must not miss it
+	}
+	k.l.mu.Unlock()
+	if err != nil {
+		k.unopened([]wire.Secret{secret})
+		return
+	}
+	select {
+	case k.l.arrivals <- a:
+	default:
+		k.l.turnAway(a)
+	}
+}
+
+// openSpare opens a connection to the relay at the other end of the session: one of
+// several with the same name would not know the secret.
+func (k *link) openSpare(secret wire.Secret) (*dedicated.Conn, error) {
+	select {
+	case k.dials <- struct{}{}:
+	case <-k.dialing.Done():
+		return nil, context.Cause(k.dialing)
+	}
+	defer func() { <-k.dials }()
+	ctx, cancel := context.WithTimeoutCause(k.dialing, handshakeTimeout, os.ErrDeadlineExceeded)
+	defer cancel()
+	at := k.l.relay
+	if addr, ok := k.sess.RemoteAddr().(*net.TCPAddr); ok && k.l.cfg.dial == nil {
+		at = addr.String()
+	}
+	conn, rerr := k.l.dial(ctx, at)
+	if rerr == nil {
+		conn, rerr = k.l.secure(ctx, conn)
+	}
+	if rerr != nil {
+		return nil, rerr
+	}
+	d := k.own(conn)
+	if d == nil {
+		conn.Close()
+		return nil, errors.New("the connection has no half-close, or cannot be reset")
+	}
+	defer context.AfterFunc(ctx, func() { d.Fail(context.Cause(ctx)) })()
+	if _, err := conn.Write(wire.AppendPreface(nil, secret)); err != nil {
+		d.Fail(err)
+		return nil, err
+	}
+	return d, nil
+}
+
+// own makes conn a dedicated connection that ends with the session, or nil if it is not
+// of a kind for it.
+func (k *link) own(conn net.Conn) *dedicated.Conn {
+	var d *dedicated.Conn
+	d = dedicated.New(conn, func() {
+		k.l.mu.Lock()
+		delete(k.dedicated, d)
+		k.l.mu.Unlock()
+	})
+	if d == nil {
+		return nil
+	}
+	k.l.mu.Lock()
+	k.dedicated[d] = true
+	k.l.mu.Unlock()
+	if err := k.sess.Err(); err != nil { // drop may have come before
+		d.Fail(notOurs(err))
+	}
+	return d
+}
+
+// awaitClient waits for what the relay sends in front of a client's bytes.
+func (k *link) awaitClient(d *dedicated.Conn) (*arrival, error) {
+	header, err := wire.ReadProxy(d.Transport())
+	var src, dst *net.TCPAddr
+	if err == nil {
+		_, src, dst, err = wire.ParseProxy(header)
+	}
+	if err != nil {
+		d.Fail(err)
+		return nil, err
+	}
+	k.l.mu.Lock()
+	if _, ok := k.dedicated[d]; ok {
+		k.dedicated[d] = false
+	}
+	k.l.mu.Unlock()
+	return &arrival{k, d, src, dst}, nil
+}
+
+// unopened tells the relay that there will be no connections for some secrets, unless it
+// knows: it has closed them because it will not need them.
+func (k *link) unopened(secrets []wire.Secret) {
+	if k.dialing.Err() == nil && k.sess.Err() == nil {
+		k.say(wire.Control{Type: wire.Unopened, Secrets: secrets})
+	}
+}
+
+// dropDedicated ends the connections of a session that has ended, with its error. Those
+// of clients stay if the relay ended it in order: it has carried everything then, and
+// what it sent last may still be unread here.
+func (k *link) dropDedicated() {
+	k.stopDialing()
+	err := k.sess.Err()
+	var se *mux.SessionError
+	inOrder := errors.As(err, &se) && se.Remote && se.Code == mux.NoError
+	var ends []*dedicated.Conn
+	k.l.mu.Lock()
+	for d, spare := range k.dedicated {
+		if spare || !inOrder {
+			ends = append(ends, d)
+		}
+	}
+	k.l.mu.Unlock()
+	for _, d := range ends {
+		d.Fail(notOurs(err))
+	}
+}
+
+// turnAway has the relay give a client to somebody else, or reset it.
+func (l *Listener) turnAway(a *arrival) {
+	a.d.Refuse()
+	l.countRefused()
+}

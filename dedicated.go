@@ -1,0 +1,327 @@
+package relay
+
+import (
+	"crypto/rand"
+	"errors"
+	"io"
+	"maps"
+	"net"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/tcprelay/relay/internal/dedicated"
+	"github.com/tcprelay/relay/internal/mux"
+	"github.com/tcprelay/relay/internal/nofile"
+	"github.com/tcprelay/relay/internal/wire"
+)
+
+const (
+	// spareTime is how long a client waits for a dedicated connection when none is
+	// ready, which takes the app up to four round trips, before a stream carries it.
+	spareTime = 3 * time.Second
+
+	// openTime is how long an app may take to open one.
+	openTime = handshakeTimeout + spareTime
+
+	// unopenedTime is for how long an app that could not open one is not asked again.
+	unopenedTime = 5 * time.Second
+	unfitTime    = 24 * time.Hour // or if what it opened is of no use
+
+	// maxSpares bounds what an app may want to have ready.
+	maxSpares = 1000
+
+	kindSecret = "secret"
+	kindFiles  = "files"
+)
+
+var (
+	errSpare   = errors.New("the connection is not needed any more")
+	errSecret  = errors.New("a dedicated connection that nobody asked for")
+	errNoFiles = errors.New("no files for dedicated connections")
+)
+
+// A carrier is what carries a client between relay and app: a stream of the session, or
+// a connection of its own.
+type carrier interface {
+	net.Conn
+	io.ReaderFrom
+	io.WriterTo
+	CloseWrite() error
+	SetLinger(sec int) error
+	Progress() mux.Progress
+	Counts() (sent, received int64)
+	Kept() ([]byte, bool)
+}
+
+var (
+	_ carrier = (*mux.Stream)(nil)
+	_ carrier = (*dedicated.Conn)(nil)
+)
+
+// A spare is a dedicated connection, or none, for a client that waits for it.
+type spare chan *dedicated.Conn
+
+// spares are the dedicated connections of an app's session, at the relay, which asks the
+// app for each, and makes one a client's when that comes. Nobody reads from one before.
+type spares struct {
+	m    *member
+	want int // how many are to be ready
+
+	mu      sync.Mutex
+	ready   []*dedicated.Conn
+	asked   map[wire.Secret]time.Time // when the app was asked for those that are not here yet
+	waiting []spare                   // clients, first come first
+	pause   time.Time                 // the app is not asked until then
+	closed  bool                      // nobody will need another one
+	all     map[*dedicated.Conn]struct{}
+}
+
+// newSpares returns nil if the app opens no connections but its session's.
+func newSpares(m *member) *spares {
+	if !slices.Contains(m.asked.Features, wire.Dedicated) {
+		return nil
+	}
+	return &spares{
+		m:     m,
+		want:  min(max(m.asked.Spares, 0), maxSpares),
+		asked: make(map[wire.Secret]time.Time),
+		all:   make(map[*dedicated.Conn]struct{}),
+	}
+}
+
+// begin gives a client, whose header is given, a connection of its own. It waits for one
+// that has to be opened, and returns nil if a stream is as good or better.
+func (s *spares) begin(header []byte) *dedicated.Conn {
+	for {
+		d := s.take()
+		if d == nil || d.Begin(header, keepUnanswered) == nil {
+			return d
+		}
+		d.Fail(errSpare)
+	}
+}
+
+// take returns a connection that is ready, or will be soon, or nil.
+func (s *spares) take() *dedicated.Conn {
+	s.mu.Lock()
+	for len(s.ready) > 0 {
+		d := s.ready[len(s.ready)-1]
+		s.ready = s.ready[:len(s.ready)-1]
+		if !d.Spent() {
+			ask := s.refillLocked()
+			s.mu.Unlock()
+			s.ask(ask)
+			return d
+		}
+		go d.Fail(errSpare) // which needs s.mu
+	}
+	w := make(spare, 1)
+	s.waiting = append(s.waiting, w)
+	ask := s.refillLocked()
+	if len(s.asked) == 0 { // none is to come
+		s.waiting = s.waiting[:len(s.waiting)-1]
+		s.mu.Unlock()
+		return nil
+	}
+	s.mu.Unlock()
+	s.ask(ask)
+	timer := time.NewTimer(spareTime)
+	defer timer.Stop()
+	select {
+	case d := <-w:
+		return d
+	case <-timer.C:
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if i := slices.Index(s.waiting, w); i >= 0 {
+		s.waiting = slices.Delete(s.waiting, i, i+1)
+		return nil
+	}
+	return <-w
+}
+
+// refill asks for as many as are wanted.
+func (s *spares) refill() {
+	s.mu.Lock()
+	ask := s.refillLocked()
+	s.mu.Unlock()
+	s.ask(ask)
+}
+
+// refillLocked returns the secrets of the connections that the app is to be asked for:
+// half of what it wants to have ready at once, but for clients that wait, so that not
+// each client costs a message.
+func (s *spares) refillLocked() (secrets []wire.Secret) {
+	now := time.Now()
+	if s.closed || now.Before(s.pause) {
+		return nil
+	}
+	for secret, at := range s.asked {
+		if now.Sub(at) > openTime { // the app has given up
+			s.forgetLocked(secret)
+		}
+	}
+	missing := s.want + len(s.waiting) - len(s.ready) - len(s.asked)
+	if len(s.waiting) == 0 && missing < (s.want+1)/2 {
+		return nil
+	}
+	for range min(missing, wire.MaxSecrets) {
+		var secret wire.Secret
+		rand.Read(secret[:])
+		s.asked[secret] = now
+		s.m.srv.askers.put(secret, s)
+		secrets = append(secrets, secret)
+	}
+	return secrets
+}
+
+func (s *spares) forgetLocked(secret wire.Secret) {
+	delete(s.asked, secret)
+	s.m.srv.askers.take(secret)
+}
+
+// ask does not wait for an app that reads nothing for long.
+func (s *spares) ask(secrets []wire.Secret) {
+	if len(secrets) > 0 {
+		s.m.sayWithin(noticeTime, wire.Control{Type: wire.Open, Secrets: secrets})
+	}
+}
+
+// add takes a connection that the app has opened. It reports false if it is not needed.
+func (s *spares) add(secret wire.Secret, conn net.Conn) bool {
+	var d *dedicated.Conn
+	d = dedicated.New(conn, func() {
+		s.mu.Lock()
+		delete(s.all, d)
+		s.mu.Unlock()
+		s.m.srv.dedicated.Add(-1)
+	})
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.asked, secret)
+	if d == nil { // the listener's connections are not of a kind for it
+		s.pause = time.Now().Add(unfitTime)
+		s.sendAwayLocked(0)
+	}
+	if d == nil || s.closed {
+		return false
+	}
+	s.m.srv.dedicated.Add(1)
+	s.all[d] = struct{}{}
+	if len(s.waiting) > 0 {
+		s.waiting[0] <- d
+		s.waiting = s.waiting[1:]
+	} else {
+		s.ready = append(s.ready, d)
+	}
+	return true
+}
+
+// unopened takes note that the app could not open some, or nobody took them. Those who
+// wait for them are carried in streams, and so are those who come for a while.
+func (s *spares) unopened(secrets []wire.Secret) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	failed := false
+	for _, secret := range secrets {
+		if _, ok := s.asked[secret]; ok {
+			s.forgetLocked(secret)
+			failed = true
+		}
+	}
+	if failed {
+		s.pause = time.Now().Add(unopenedTime)
+		s.sendAwayLocked(len(s.asked))
+	}
+}
+
+// sendAwayLocked tells all clients that wait, but the first n, that there is none for
+// them.
+func (s *spares) sendAwayLocked(n int) {
+	for len(s.waiting) > n {
+		last := len(s.waiting) - 1
+		s.waiting[last] <- nil
+		s.waiting = s.waiting[:last]
+	}
+}
+
+// close closes those that are ready. The app gets no more clients but those that are
+// being connected now.
+func (s *spares) close() {
+	s.mu.Lock()
+	s.closed = true
+	if len(s.asked) > 0 {
+		// Those on their way are not needed, but no strangers.
+		late := slices.Collect(maps.Keys(s.asked))
+		clear(s.asked)
+		time.AfterFunc(openTime, func() {
+			for _, secret := range late {
+				s.m.srv.askers.take(secret)
+			}
+		})
+	}
+	s.sendAwayLocked(0)
+	ready := s.ready
+	s.ready = nil
+	s.mu.Unlock()
+	for _, d := range ready {
+		d.Fail(errSpare)
+	}
+}
+
+// fail resets all that there are, because of err.
+func (s *spares) fail(err error) {
+	s.close()
+	s.mu.Lock()
+	var all []*dedicated.Conn
+	for d := range s.all {
+		all = append(all, d)
+	}
+	s.mu.Unlock()
+	for _, d := range all {
+		d.Fail(err)
+	}
+}
+
+// askers are whom the dedicated connections are for that apps were asked for.
+type askers struct {
+	mu sync.Mutex
+	by map[wire.Secret]*spares
+}
+
+func (a *askers) put(secret wire.Secret, s *spares) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.by == nil {
+		a.by = make(map[wire.Secret]*spares)
+	}
+	a.by[secret] = s
+}
+
+// take returns nil if nobody asked. It does so for everybody but the first.
+func (a *askers) take(secret wire.Secret) *spares {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	s := a.by[secret]
+	delete(a.by, secret)
+	return s
+}
+
+// enterDedicated takes a connection that has shown a secret.
+func (s *Server) enterDedicated(secret wire.Secret, conn net.Conn) error {
+	asker := s.askers.take(secret)
+	if asker == nil {
+		return errSecret
+	}
+	files := nofile.Limit() / 10 * 8 // some are for other things, as with Limits.Clients
+	if files > 0 && s.clients.Held(holder{})+int(s.dedicated.Load()) >= files {
+		asker.unopened([]wire.Secret{secret})
+		return errNoFiles
+	}
+	if !asker.add(secret, conn) {
+		hangUp(conn)
+	}
+	return nil
+}

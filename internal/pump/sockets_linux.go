@@ -1,0 +1,190 @@
+package pump
+
+import (
+	"io"
+	"net"
+	"os"
+	"syscall"
+)
+
+// leastSplice is how much a splice has to move for the next one to be worth its pipe: a
+// read and a write are cheaper for less.
+const leastSplice = 8 << 10
+
+// copySockets is Copy between two sockets of the net package itself. It waits with
+// nothing in hand, reads what comes, and splices while there is much.
+func copySockets(dst io.Writer, src io.Reader, m *Meter, tap func([]byte) bool) (done bool, rerr, werr error) {
+	from, ok := rawConn(src)
+	if !ok {
+		return false, nil, nil
+	}
+	to, ok := rawConn(dst)
+	if !ok {
+		return false, nil, nil
+	}
+	pipes.enter()
+	defer pipes.leave()
+	s := &sockets{m: m, from: from, to: to, tap: tap}
+	s.tryIn, s.tryOut = s.in, s.out
+	for {
+		if end, rerr, werr := s.step(); end || rerr != nil || werr != nil {
+			return true, rerr, werr
+		}
+	}
+}
+
+// rawConn returns the raw access to v if it is a stream socket of the net package. A
+// type that embeds one may do more than the socket does, so nothing else counts.
+func rawConn(v any) (syscall.RawConn, bool) {
+	var c syscall.Conn
+	switch v := v.(type) {
+	case *net.TCPConn:
+		c = v
+	case *net.UnixConn:
+		if v.LocalAddr().Network() != "unix" {
+			return nil, false
+		}
+		c = v
+	default:
+		return nil, false
+	}
+	raw, err := c.SyscallConn()
+	return raw, err == nil
+}
+
+// sockets is a pump between two sockets.
+type sockets struct {
+	m             *Meter
+	from, to      syscall.RawConn
+	tap           func([]byte) bool
+	tryIn, tryOut func(fd uintptr) bool // bound once, so that moving bytes allocates nothing
+
+	bulk bool            // the last step moved much
+	buf  *[bulkSize]byte // what came is in either of these
+	pipe *pipe
+	rest []byte // of buf, to be written
+	n    int    // how much came, or is left in the pipe
+	err  error
+}
+
+// step moves what comes next.
+func (s *sockets) step() (end bool, rerr, werr error) {
+	s.n, s.err = 0, nil
+	switch err := s.from.Read(s.tryIn); {
+	case err != nil:
+		return false, err, nil
+	case s.err == errNoPipe:
+		s.bulk = false
+		return false, nil, nil
+	case s.err != nil:
+		return false, s.err, nil
+	case s.n == 0:
+		return true, nil, nil
+	}
+	if s.pipe != nil {
+		s.bulk = s.n >= leastSplice
+	} else {
+		s.bulk = s.n == bulkSize && s.tap == nil
+		s.rest = s.buf[:s.n]
+		if s.tap != nil && !s.tap(s.rest) {
+			s.tap = nil
+		}
+	}
+	s.m.InHand.Store(int64(s.n))
+	werr = s.to.Write(s.tryOut)
+	s.m.InHand.Store(0)
+	if werr == nil {
+		werr = s.err
+	}
+	switch {
+	case s.buf != nil:
+		bulkBuffers.Put(s.buf)
+	case werr != nil: // there may be something left in it
+		s.pipe.close()
+	default:
+		pipes.put(s.pipe)
+	}
+	s.buf, s.rest, s.pipe = nil, nil, nil
+	return false, nil, werr
+}
+
+// in takes what has come, and what holds it only then.
+func (s *sockets) in(fd uintptr) bool {
+	if s.bulk {
+		return s.spliceIn(int(fd))
+	}
+	s.buf = bulkBuffers.Get().(*[bulkSize]byte)
+	s.n, s.err = retry("read", func() (int, error) { return syscall.Read(int(fd), s.buf[:]) })
+	if s.n > 0 {
+		return true
+	}
+	bulkBuffers.Put(s.buf)
+	s.buf = nil
+	return s.err != syscall.EAGAIN
+}
+
+func (s *sockets) spliceIn(fd int) bool {
+	if s.pipe = pipes.get(); s.pipe == nil {
+		s.err = errNoPipe
+		return true
+	}
+	s.n, s.err = splice(fd, s.pipe.w, pipeSize)
+	if s.n > 0 {
+		return true
+	}
+	pipes.put(s.pipe)
+	s.pipe = nil
+	return s.err != syscall.EAGAIN
+}
+
+// out hands on what in took, and returns false when the socket is full.
+func (s *sockets) out(fd uintptr) bool {
+	for s.n > 0 {
+		var n int
+		if s.pipe != nil {
+			n, s.err = splice(s.pipe.r, int(fd), s.n)
+			if n == 0 && s.err == nil {
+				s.err = io.ErrUnexpectedEOF // of a pipe that holds something
+			}
+		} else {
+			n, s.err = retry("write", func() (int, error) { return syscall.Write(int(fd), s.rest) })
+			s.rest = s.rest[n:]
+		}
+		if s.err == syscall.EAGAIN {
+			s.err = nil
+			return false
+		}
+		if s.err != nil {
+			return true
+		}
+		s.n -= n
+		s.m.Moved.Add(int64(n))
+	}
+	return true
+}
+
+const (
+	spliceMove     = 1 // fcntl.h: SPLICE_F_MOVE
+	spliceNonblock = 2 // SPLICE_F_NONBLOCK
+)
+
+func splice(from, to, size int) (int, error) {
+	return retry("splice", func() (int, error) {
+		n, err := syscall.Splice(from, nil, to, nil, size, spliceMove|spliceNonblock)
+		return int(n), err
+	})
+}
+
+// retry calls f until no signal interrupts it. EAGAIN stays as it is, for the pump.
+func retry(call string, f func() (int, error)) (int, error) {
+	for {
+		n, err := f()
+		switch err {
+		case nil, syscall.EAGAIN:
+			return max(n, 0), err
+		case syscall.EINTR:
+		default:
+			return max(n, 0), os.NewSyscallError(call, err)
+		}
+	}
+}
