@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"os"
+	"time"
 
 	"github.com/tcprelay/relay/internal/dedicated"
 	"github.com/tcprelay/relay/internal/mux"
@@ -12,12 +13,14 @@ import (
 )
 
 const (
-	// maxDials bounds the dedicated connections that are being opened at once: a relay
-	// lets an address have only so many that have not said what they are.
-	maxDials = 8
+	// maxDials bounds the dedicated connections that are being opened at once, whatever a
+	// relay asks for.
+	maxDials = 64
 	// maxWaiting bounds those that a relay can have an app open and not use.
 	maxWaiting = 10_000
 )
+
+var errUnfit = errors.New("the connection has no half-close, or cannot be reset")
 
 // An arrival is a client that came by a connection of its own.
 type arrival struct {
@@ -32,7 +35,7 @@ func (k *link) openSpares(secrets []wire.Secret) {
 	var declined []wire.Secret
 	k.l.mu.Lock()
 	for _, secret := range secrets {
-		if k.l.cfg.dedicated < 0 || k.spares >= maxWaiting || k.sess.Err() != nil {
+		if k.l.cfg.dedicated < 0 || k.unfit || k.spares >= maxWaiting || k.sess.Err() != nil {
 			declined = append(declined, secret)
 			continue
 		}
@@ -78,7 +81,9 @@ func (k *link) openSpare(secret wire.Secret) (*dedicated.Conn, error) {
 		return nil, context.Cause(k.dialing)
 	}
 	defer func() { <-k.dials }()
-	ctx, cancel := context.WithTimeoutCause(k.dialing, handshakeTimeout, os.ErrDeadlineExceeded)
+	// Once begun it is gone through with: a relay that does not need it any more knows
+	// its secret, but would take one that says nothing for a stranger's.
+	ctx, cancel := context.WithTimeoutCause(context.Background(), handshakeTimeout, os.ErrDeadlineExceeded)
 	defer cancel()
 	at := k.l.relay
 	if addr, ok := k.sess.RemoteAddr().(*net.TCPAddr); ok && k.l.cfg.dial == nil {
@@ -91,22 +96,6 @@ func (k *link) openSpare(secret wire.Secret) (*dedicated.Conn, error) {
 	if rerr != nil {
 		return nil, rerr
 	}
-	d := k.own(conn)
-	if d == nil {
-		conn.Close()
-		return nil, errors.New("the connection has no half-close, or cannot be reset")
-	}
-	defer context.AfterFunc(ctx, func() { d.Fail(context.Cause(ctx)) })()
-	if _, err := conn.Write(wire.AppendPreface(nil, secret)); err != nil {
-		d.Fail(err)
-		return nil, err
-	}
-	return d, nil
-}
-
-// own makes conn a dedicated connection that ends with the session, or nil if it is not
-// of a kind for it.
-func (k *link) own(conn net.Conn) *dedicated.Conn {
 	var d *dedicated.Conn
 	d = dedicated.New(conn, func() {
 		k.l.mu.Lock()
@@ -114,20 +103,29 @@ func (k *link) own(conn net.Conn) *dedicated.Conn {
 		k.l.mu.Unlock()
 	})
 	if d == nil {
-		return nil
+		conn.Close()
+		k.l.mu.Lock()
+		k.unfit = true
+		k.l.mu.Unlock()
+		return nil, errUnfit
+	}
+	defer context.AfterFunc(ctx, func() { conn.SetWriteDeadline(time.Unix(1, 0)) })()
+	if _, err := conn.Write(wire.AppendPreface(nil, secret)); err != nil {
+		d.Fail(err)
+		return nil, err
 	}
 	k.l.mu.Lock()
-	k.dedicated[d] = true
+	k.dedicated[d] = false
 	k.l.mu.Unlock()
-	if err := k.sess.Err(); err != nil { // drop may have come before
-		d.Fail(notOurs(err))
+	if k.sess.Err() != nil { // drop may have come before
+		d.Refuse()
 	}
-	return d
+	return d, nil
 }
 
 // awaitClient waits for what the relay sends in front of a client's bytes.
 func (k *link) awaitClient(d *dedicated.Conn) (*arrival, error) {
-	header, err := wire.ReadProxy(d.Transport())
+	header, err := d.Await()
 	var src, dst *net.TCPAddr
 	if err == nil {
 		_, src, dst, err = wire.ParseProxy(header)
@@ -136,11 +134,6 @@ func (k *link) awaitClient(d *dedicated.Conn) (*arrival, error) {
 		d.Fail(err)
 		return nil, err
 	}
-	k.l.mu.Lock()
-	if _, ok := k.dedicated[d]; ok {
-		k.dedicated[d] = false
-	}
-	k.l.mu.Unlock()
 	return &arrival{k, d, src, dst}, nil
 }
 
@@ -152,23 +145,29 @@ func (k *link) unopened(secrets []wire.Secret) {
 	}
 }
 
-// dropDedicated ends the connections of a session that has ended, with its error. Those
-// of clients stay if the relay ended it in order: it has carried everything then, and
-// what it sent last may still be unread here.
+// dropDedicated ends the connections of a session that has ended. Those that nobody has
+// accepted are refused, in case the relay has given one a client meanwhile. Those of
+// clients fail with the session's error, unless the relay ended it in order: it has
+// carried everything then, and what it sent last may still be unread here.
 func (k *link) dropDedicated() {
 	k.stopDialing()
 	err := k.sess.Err()
 	var se *mux.SessionError
 	inOrder := errors.As(err, &se) && se.Remote && se.Code == mux.NoError
-	var ends []*dedicated.Conn
+	var refuse, fail []*dedicated.Conn
 	k.l.mu.Lock()
-	for d, spare := range k.dedicated {
-		if spare || !inOrder {
-			ends = append(ends, d)
+	for d, taken := range k.dedicated {
+		if !taken {
+			refuse = append(refuse, d)
+		} else if !inOrder {
+			fail = append(fail, d)
 		}
 	}
 	k.l.mu.Unlock()
-	for _, d := range ends {
+	for _, d := range refuse {
+		d.Refuse()
+	}
+	for _, d := range fail {
 		d.Fail(notOurs(err))
 	}
 }

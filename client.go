@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/tcprelay/relay/internal/dedicated"
 	"github.com/tcprelay/relay/internal/join"
 	"github.com/tcprelay/relay/internal/mux"
 	"github.com/tcprelay/relay/internal/pulse"
@@ -638,7 +639,7 @@ func (svc *service) sweep(every time.Duration) {
 		if c.st == nil || c.cut != "" {
 			continue
 		}
-		if c.cut = c.overdue(now); c.cut != "" {
+		if c.cut = c.overdue(now); c.cut != "" || c.unseenReset() {
 			overdue = append(overdue, c.st)
 			conns = append(conns, c.conn)
 		}
@@ -652,6 +653,13 @@ func (svc *service) sweep(every time.Duration) {
 		st.SetLinger(0)
 		st.Close()
 	}
+}
+
+// unseenReset reports that the app has reset a client whose bytes nobody reads any more,
+// because the client takes none. A stream tells that by itself.
+func (c *client) unseenReset() bool {
+	d, ok := c.st.(*dedicated.Conn)
+	return ok && c.last.Unread > 0 && d.Reset()
 }
 
 // overdue returns the time limit that a client is over.

@@ -167,7 +167,7 @@ func (s *spares) refillLocked() (secrets []wire.Secret) {
 	if len(s.waiting) == 0 && missing < (s.want+1)/2 {
 		return nil
 	}
-	for range min(missing, wire.MaxSecrets) {
+	for range min(missing, s.m.srv.cfg.limits.asks()-len(s.asked)) {
 		var secret wire.Secret
 		rand.Read(secret[:])
 		s.asked[secret] = now
@@ -175,6 +175,15 @@ func (s *spares) refillLocked() (secrets []wire.Secret) {
 		secrets = append(secrets, secret)
 	}
 	return secrets
+}
+
+// asks is how many connections an app is asked for at once: no more than it may have
+// that have not said what they are, with others of its address.
+func (l Limits) asks() int {
+	if l.PendingPerIP < 0 {
+		return wire.MaxSecrets
+	}
+	return min(max(l.PendingPerIP/2, 1), wire.MaxSecrets)
 }
 
 func (s *spares) forgetLocked(secret wire.Secret) {
@@ -309,19 +318,20 @@ func (a *askers) take(secret wire.Secret) *spares {
 	return s
 }
 
-// enterDedicated takes a connection that has shown a secret.
-func (s *Server) enterDedicated(secret wire.Secret, conn net.Conn) error {
-	asker := s.askers.take(secret)
-	if asker == nil {
-		return errSecret
+// enterDedicated gives a connection that has shown a secret to who asked for it.
+func (s *Server) enterDedicated(secret wire.Secret, conn net.Conn) (asker *spares, err error) {
+	if asker = s.askers.take(secret); asker == nil {
+		hangUp(conn)
+		return nil, errSecret
 	}
 	files := nofile.Limit() / 10 * 8 // some are for other things, as with Limits.Clients
 	if files > 0 && s.clients.Held(holder{})+int(s.dedicated.Load()) >= files {
 		asker.unopened([]wire.Secret{secret})
-		return errNoFiles
+		hangUp(conn)
+		return nil, errNoFiles
 	}
 	if !asker.add(secret, conn) {
 		hangUp(conn)
 	}
-	return nil
+	return asker, nil
 }

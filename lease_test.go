@@ -22,6 +22,7 @@ import (
 // However a session is lost, the app is back at the same address after it, which nobody
 // else could have meanwhile, and serves those who came.
 func TestResume(t *testing.T) {
+	ofSessions(t)
 	const (
 		lost = 14 * time.Second // 3 s after the last ping
 		back = 50 * time.Second
@@ -142,6 +143,7 @@ func TestResume(t *testing.T) {
 // Over real sockets too the port is the app's throughout, and clients that come in the
 // gap are served behind it.
 func TestResumeOverTCP(t *testing.T) {
+	ofSessions(t)
 	check := nothingLeft(t)
 	srv, err := relay.NewServer()
 	if err != nil {
@@ -418,6 +420,7 @@ func TestSupersede(t *testing.T) {
 // A session that is dead and was not found to be holds nobody up: the app that comes
 // back takes its place, and its clients are reset then.
 func TestEvict(t *testing.T) {
+	ofSessions(t)
 	inMemory(t, func(t *testing.T, n *memnet.Network) {
 		r := startOn(t, n, relay.WithHeartbeat(time.Minute, 3*time.Minute))
 		start := time.Now()
@@ -573,6 +576,7 @@ func TestNoLease(t *testing.T) {
 
 // In the last moment is in time.
 func TestBackInTheLastMoment(t *testing.T) {
+	ofSessions(t)
 	const lease = 20 * time.Second
 	for _, tt := range []struct {
 		late time.Duration
@@ -651,6 +655,7 @@ func TestNoLeaseNoEviction(t *testing.T) {
 // A client that was sent everything, and takes its time to read it, has no need of the
 // session: it does not hold the lease when that has ended.
 func TestSlowClientHoldsNoLease(t *testing.T) {
+	ofSessions(t)
 	const lease = 20 * time.Second
 	for name, then := range map[string]func(t *testing.T, n *memnet.Network, r *memRelay, addr net.Addr, lost time.Time){
 		"the lease expires": func(t *testing.T, n *memnet.Network, r *memRelay, addr net.Addr, lost time.Time) {

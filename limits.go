@@ -20,7 +20,7 @@ type Limits struct {
 	// everything up to the relay's reply ("handshake"). Its hello may have HelloSize
 	// bytes, by default and at most 16 KiB ("malformed"). Pending of them may be at it
 	// at once, by default 256 ("pending"), and PendingPerIP of one IP address, by
-	// default 16 ("pending_per_ip").
+	// default 64 ("pending_per_ip").
 	HandshakeTime time.Duration
 	HelloSize     int
 	Pending       int
@@ -79,7 +79,7 @@ var defaultLimits = Limits{
 	HandshakeTime:     handshakeTimeout,
 	HelloSize:         wire.MaxLine,
 	Pending:           256,
-	PendingPerIP:      16,
+	PendingPerIP:      64,
 	AppsPerService:    1000,
 	ClientsPerService: 10_000,
 	WaitTime:          10 * time.Second,

@@ -114,8 +114,9 @@ func (s *stage) pair(l net.Listener) (*memnet.Conn, conn) {
 // A stagedApp can be taken off the network.
 type stagedApp struct {
 	*relay.Listener
-	transport *memnet.Conn // of its last session
 	away      atomic.Bool
+	mu        sync.Mutex
+	transport *memnet.Conn // of its last session; over dedicated connections, any
 }
 
 // register registers with a token, which is an identity where that matters.
@@ -131,7 +132,9 @@ func (s *stage) register(token string, opts ...relay.RegisterOption) *stagedApp 
 			}
 			c, err := s.net.DialFrom("10.0.0.5")(ctx, network, addr)
 			if err == nil {
+				a.mu.Lock()
 				a.transport = c.(*memnet.Conn)
+				a.mu.Unlock()
 			}
 			return c, err
 		}),
@@ -267,6 +270,7 @@ type attempts struct {
 // Who is over a limit is refused at once and counted, and the log is not filled with
 // it. It harms nobody else, and when there is room again, there is.
 func TestLimits(t *testing.T) {
+	ofSessions(t)
 	// Two clients at two services of the limited identity.
 	twoClients := func(s *stage) (a, b *stagedApp, c, d *memnet.Conn, release func()) {
 		a, b = s.registerEcho("limited"), s.registerEcho("limited")
@@ -635,6 +639,7 @@ func TestHelloSize(t *testing.T) {
 
 // The defaults of what is not registered yet: 16 of an IP address, 256 in all.
 func TestPendingDefaults(t *testing.T) {
+	ofSessions(t)
 	onStage(t, func(t *testing.T, s *stage) {
 		for i := range 256 {
 			s.dialFrom(fmt.Sprintf("10.1.0.%d", i/16), s.addr)
@@ -644,7 +649,7 @@ func TestPendingDefaults(t *testing.T) {
 		s.expectRefusals(map[string]int64{"pending": 1})
 		time.Sleep(10*time.Second + goodbye)
 		s.expectRefusals(map[string]int64{"pending": 1, "handshake": 256})
-		for range 16 {
+		for range 64 {
 			s.dialFrom("10.1.1.1", s.addr)
 		}
 		synctest.Wait()
@@ -656,6 +661,7 @@ func TestPendingDefaults(t *testing.T) {
 // The defaults of clients: 10,000 of a service, of which 1,000 may wait for 10 s while
 // the app is away.
 func TestClientDefaults(t *testing.T) {
+	ofSessions(t)
 	onStage(t, func(t *testing.T, s *stage) {
 		a := s.registerEcho("a")
 		last := make(chan *memnet.Conn, 1)
@@ -698,6 +704,7 @@ func TestClientDefaults(t *testing.T) {
 
 // A client waits for an app that is away, for WaitTime and no longer.
 func TestWaitTime(t *testing.T) {
+	ofSessions(t)
 	for _, tt := range []struct {
 		name          string
 		server, grant time.Duration
@@ -746,6 +753,7 @@ func TestWaitTime(t *testing.T) {
 // Clients who come to an app that is there, but was quiet, do not count as waiting
 // while it is asked whether it is.
 func TestWaitingForAnswer(t *testing.T) {
+	ofSessions(t)
 	onStage(t, func(t *testing.T, s *stage) {
 		a := s.registerEcho("a")
 		time.Sleep(5 * time.Second)
@@ -892,6 +900,7 @@ func TestRates(t *testing.T) {
 
 // A conn that is held back by a rate ends like any other.
 func TestHeldBack(t *testing.T) {
+	ofSessions(t)
 	const rate, burst, size = 10_000, 4 << 10, 100_000
 	const all = time.Second * (size - burst) / rate // how long it takes
 	const early = 3 * time.Second
@@ -1214,6 +1223,7 @@ func TestSlowOverTCP(t *testing.T) {
 
 // What a client may leave unread grows up to ClientUnread if it has kept up.
 func TestClientUnread(t *testing.T) {
+	ofSessions(t)
 	const buffers = 64<<10 + 4<<10 // between relay and client
 	for _, tt := range []struct{ limit, least, most int }{
 		{1, 120 << 10, 256 << 10}, // window is given back by halves
@@ -1253,6 +1263,7 @@ func TestClientUnread(t *testing.T) {
 
 // Of clients that leave too much unread, all together, some are reset, and nobody else.
 func TestSessionUnread(t *testing.T) {
+	ofSessions(t)
 	const stopped, window, limit = 16, 256 << 10, 1 << 20
 	for _, tt := range []struct{ limit, least, most int64 }{
 		{limit, stopped - 2*limit/window, stopped - limit/window/2},
@@ -1328,6 +1339,7 @@ func withFiles(t *testing.T, n int) *exec.Cmd {
 // By default there may be as many clients as 80 % of the files that the process may
 // have open.
 func TestClientsByFiles(t *testing.T) {
+	ofSessions(t)
 	if !inChild() {
 		if out, err := withFiles(t, 100).CombinedOutput(); err != nil || !bytes.Contains(out, []byte("--- PASS")) {
 			t.Errorf("%v\n%s", err, out)
@@ -1354,6 +1366,7 @@ func TestClientsByFiles(t *testing.T) {
 // A relay whose process has no file left goes on with those that are connected, and
 // takes others again when there are: clients as well as apps.
 func TestOutOfFiles(t *testing.T) {
+	ofSessions(t)
 	if inChild() {
 		relayForOutOfFiles(t)
 		return

@@ -37,8 +37,9 @@ type link struct {
 
 	// Guarded by Listener.mu.
 	registered bool
+	unfit      bool                     // connections to the relay are no good for it
 	spares     int                      // dedicated connections without a client, or being opened
-	dedicated  map[*dedicated.Conn]bool // all there are: whether it is a spare one
+	dedicated  map[*dedicated.Conn]bool // all there are: whether Accept has returned it
 }
 
 func (l *Listener) newLink(conn net.Conn) *link {

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/tcprelay/relay/internal/backoff"
+	"github.com/tcprelay/relay/internal/dedicated"
 	"github.com/tcprelay/relay/internal/mux"
 	"github.com/tcprelay/relay/internal/wire"
 )
@@ -569,6 +570,12 @@ func (l *Listener) enter(c *Conn, k *link) bool {
 	defer l.mu.Unlock()
 	if l.closing || k == nil || l.links[k.sess] == nil {
 		return false
+	}
+	if d, ok := c.st.(*dedicated.Conn); ok {
+		if _, ok := k.dedicated[d]; !ok || k.sess.Err() != nil {
+			return false // it has ended, or is about to be refused
+		}
+		k.dedicated[d] = true
 	}
 	l.taken++
 	l.accepted++

@@ -243,6 +243,7 @@ func TestPingsAndTraffic(t *testing.T) {
 
 // A frozen peer is found dead when its time is over, by each side for itself.
 func TestFrozen(t *testing.T) {
+	ofSessions(t)
 	const frozen = 14 * time.Second
 	type beat struct{ interval, dead time.Duration }
 	for _, tt := range []struct {
@@ -341,6 +342,7 @@ func startBulk(t testing.TB, n *memnet.Network, l *relay.Listener, clients int, 
 
 // However busy or slow a session is, it is not taken for dead.
 func TestNeverFalselyDead(t *testing.T) {
+	ofSessions(t)
 	const long = 10 * time.Minute
 	for _, link := range []struct {
 		name    string
@@ -416,6 +418,7 @@ func TestNeverFalselyDead(t *testing.T) {
 // it was heard of just before, not even for that. Who comes meanwhile waits for the same
 // answer.
 func TestQuietApp(t *testing.T) {
+	ofSessions(t)
 	const latency = 50 * time.Millisecond
 	inMemory(t, func(t *testing.T, n *memnet.Network) {
 		r := startOn(t, n)
@@ -491,6 +494,7 @@ func TestQuietApp(t *testing.T) {
 // An app whose answer is held up, by what its link can carry, gets its clients all the
 // same.
 func TestNewClientsOfBusyApp(t *testing.T) {
+	ofSessions(t)
 	for _, way := range []struct {
 		name     string
 		up, down bool
@@ -613,6 +617,7 @@ func TestFrozenShareInTime(t *testing.T) {
 
 // Services tell when an app was last heard, and how long its answer took.
 func TestRoundTrip(t *testing.T) {
+	ofSessions(t)
 	inMemory(t, func(t *testing.T, n *memnet.Network) {
 		const latency = 30 * time.Millisecond
 		r := startOn(t, n)
@@ -643,6 +648,7 @@ func TestRoundTrip(t *testing.T) {
 // An app that hangs when its session is to end in order is cut off when it would be
 // dead; one that is only slow is not.
 func TestHungAtTheEnd(t *testing.T) {
+	ofSessions(t)
 	const (
 		frozen  = 14 * time.Second
 		end     = 15 * time.Second
@@ -778,6 +784,7 @@ func TestHungAtTheEnd(t *testing.T) {
 
 // A freeze that is over in time is not noticed but by the clock.
 func TestShortFreeze(t *testing.T) {
+	ofSessions(t)
 	inMemory(t, func(t *testing.T, n *memnet.Network) {
 		r := startOn(t, n)
 		start := time.Now()

@@ -23,12 +23,12 @@ const patience = time.Minute
 // own. TestOverDedicated runs the suite once more with it.
 var overDedicated = os.Getenv("RELAY_TEST_DEDICATED") != ""
 
-// ofSessions skips a test that is about the app's one connection, and watches all that it
-// makes for that one.
+// ofSessions skips a test that is about what dedicated connections are without: the
+// session's frames, windows and pings, or that an app opens one connection and no other.
 func ofSessions(t *testing.T) {
 	t.Helper()
 	if overDedicated {
-		t.Skip("about the session's connection alone")
+		t.Skip("about the session's own connection")
 	}
 }
 

@@ -387,8 +387,8 @@ func WithPort(port int) RegisterOption {
 
 // WithDialer has dial make the connection to the relay, which may then run over
 // whatever dial returns: a proxy, a Unix socket, SSH. Network is "tcp" and addr is
-// what Register was given. TLS, if set, runs on top. Nil, the default, is a
-// net.Dialer.
+// what Register was given. TLS, if set, runs on top. With WithDedicated several calls
+// may run at once. Nil, the default, is a net.Dialer.
 func WithDialer(dial func(ctx context.Context, network, addr string) (net.Conn, error)) RegisterOption {
 	return registerOption(func(c *registerConfig) error {
 		c.dial = dial

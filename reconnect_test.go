@@ -47,6 +47,7 @@ func hangsUp(t testing.TB, n *memnet.Network) (stop func()) {
 // A relay that is not there is tried again after random times, of which the longest
 // doubles; and so is one that is there and hangs up.
 func TestBackoff(t *testing.T) {
+	ofSessions(t)
 	const apps = 50 // of which one waits for more than half of each bound
 	for _, tt := range []struct {
 		name     string
@@ -582,6 +583,7 @@ func TestRefusedForGood(t *testing.T) {
 
 // The end of a relay, or of a listener, in a gap.
 func TestEndInTheGap(t *testing.T) {
+	ofSessions(t)
 	gap := func(t *testing.T, f func(t *testing.T, n *memnet.Network, r *memRelay, a *roamer, waiting *memnet.Conn)) {
 		inMemory(t, func(t *testing.T, n *memnet.Network) {
 			r := startOn(t, n, relay.WithLimits(relay.Limits{WaitTime: time.Hour}))
@@ -663,6 +665,7 @@ func TestEndInTheGap(t *testing.T) {
 
 // Who is disconnected is told so, and does not come back.
 func TestDisconnected(t *testing.T) {
+	ofSessions(t)
 	inMemory(t, func(t *testing.T, n *memnet.Network) {
 		r := startOn(t, n)
 		start := time.Now()
@@ -756,6 +759,7 @@ func TestDisconnectedWhileRegistering(t *testing.T) {
 // A session whose streams are soon used up is replaced by another one, which no client
 // notices.
 func TestRotation(t *testing.T) {
+	ofSessions(t)
 	for _, tt := range []struct {
 		name     string
 		maxOpens int

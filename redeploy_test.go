@@ -392,6 +392,7 @@ func TestSharedDrains(t *testing.T) {
 
 // An app that has missed its beat gets no client while another has not.
 func TestSharedSilent(t *testing.T) {
+	ofSessions(t)
 	inMemory(t, func(t *testing.T, n *memnet.Network) {
 		startOn(t, n)
 		var transport *memnet.Conn // of the app that registered last
@@ -1217,6 +1218,7 @@ func TestReconnectingApps(t *testing.T) {
 // Apps that lost their relay together do not come back together: they are spread over
 // the longest wait, when the relay was away for long.
 func TestReconnectingAppsSpread(t *testing.T) {
+	ofSessions(t)
 	synctest.Test(t, func(t *testing.T) {
 		n := manyApps()
 		const minWait, maxWait = time.Second, time.Minute
@@ -1273,6 +1275,7 @@ func TestReconnectingAppsSpread(t *testing.T) {
 // An app whose transport takes nothing, so that no more streams can be opened to it, costs
 // no client: those that it was to have go to another one of the name.
 func TestSharedCongested(t *testing.T) {
+	ofSessions(t)
 	inMemory(t, func(t *testing.T, n *memnet.Network) {
 		// The longer the addresses, the fewer clients it takes.
 		const from, public = "fd00:aaaa:bbbb:cccc:dddd:eeee:ffff:1111", "fd00:aaaa:bbbb:cccc:dddd:eeee:ffff:2222"
@@ -1326,6 +1329,7 @@ func TestSharedCongested(t *testing.T) {
 // Drain does not outlast its context, be the relay out of reach and the transport full.
 // What it has to say is said when there is room.
 func TestDrainCongested(t *testing.T) {
+	ofSessions(t)
 	inMemory(t, func(t *testing.T, n *memnet.Network) {
 		r := startOn(t, n)
 		a := newRoamer(n)

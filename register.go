@@ -48,10 +48,11 @@ func (s *Server) handleRegistration(ln net.Listener, conn net.Conn) {
 		ctx, cancel = context.WithTimeout(ctx, d)
 	}
 	defer cancel()
-	m, err := s.receive(ctx, ln, &conn)
+	m, asker, err := s.receive(ctx, ln, &conn)
 	s.leavePending(&conn, ip)
-	if m == nil && err == nil {
-		return // it was a dedicated connection
+	if asker != nil {
+		asker.refill() // now that there is room for it
+		return
 	}
 	if err != nil {
 		s.refused.Add(kindOf(ctx, err), "registration failed", "remote", remote, "err", tally.Clean(err.Error()))
@@ -116,14 +117,14 @@ func (s *Server) leavePending(conn *net.Conn, ip netip.Addr) {
 }
 
 // receive takes a connection through TLS and finds out what it is: one of an app that
-// registers, of which it makes a session, or a dedicated one, of which nothing is left to
-// do. The member that comes with an error says what had been asked for.
-func (s *Server) receive(ctx context.Context, ln net.Listener, pending *net.Conn) (*member, error) {
-	m := &member{srv: s, pending: pending, since: time.Now(),
+// registers, of which it makes a session, or a dedicated one, which it gives to who asked
+// for it. The member that comes with an error says what had been asked for.
+func (s *Server) receive(ctx context.Context, ln net.Listener, pending *net.Conn) (m *member, asker *spares, err error) {
+	m = &member{srv: s, pending: pending, since: time.Now(),
 		replied: make(chan struct{}), idle: make(chan struct{})}
 	conn, err := s.tlsServer(ctx, *pending)
 	if err != nil {
-		return m, err
+		return m, nil, err
 	}
 	stop := context.AfterFunc(ctx, func() { conn.SetReadDeadline(time.Unix(1, 0)) })
 	head, secret, dedicated, err := wire.ReadPreface(conn)
@@ -132,22 +133,20 @@ func (s *Server) receive(ctx context.Context, ln net.Listener, pending *net.Conn
 	}
 	if err != nil {
 		conn.Close()
-		return m, fmt.Errorf("%w: %w", errPreface, err)
+		return m, nil, fmt.Errorf("%w: %w", errPreface, err)
 	}
 	if dedicated {
-		if err := s.enterDedicated(secret, conn); err != nil {
-			hangUp(conn)
-			return m, err
-		}
-		return nil, nil
+		asker, err = s.enterDedicated(secret, conn)
+		return m, asker, err
 	}
-	return m, s.register(ctx, ln, conn, head, m)
+	return m, nil, m.register(ctx, ln, conn, head)
 }
 
 // register takes a session through the hello and the reply, and leaves one that may be
 // given clients. It owns the connection, which is pending until the session is in the
 // books, and of which head has been read.
-func (s *Server) register(ctx context.Context, ln net.Listener, conn net.Conn, head []byte, m *member) error {
+func (m *member) register(ctx context.Context, ln net.Listener, conn net.Conn, head []byte) error {
+	s := m.srv
 	cfg := s.cfg.limits.session()
 	cfg.MaxOpens = s.cfg.maxOpens
 	cfg.Head = head

@@ -226,9 +226,19 @@ func (a *roamer) dial(ctx context.Context, network, addr string) (net.Conn, erro
 	if err != nil {
 		return nil, err
 	}
-	w := &wiretap{Conn: c.(*memnet.Conn)}
+	w := &wiretap{Conn: c.(*memnet.Conn), owner: a, dialed: a.dials[len(a.dials)-1]}
 	a.conns = append(a.conns, w)
 	return w, nil
+}
+
+// dedicated takes a connection out of the book that is not a session's.
+func (a *roamer) dedicated(w *wiretap) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.conns = slices.DeleteFunc(a.conns, func(o *wiretap) bool { return o == w })
+	if i := slices.Index(a.dials, w.dialed); i >= 0 {
+		a.dials = slices.Delete(a.dials, i, i+1)
+	}
 }
 
 // transport returns the connection of the newest session.
@@ -289,8 +299,22 @@ func (a *roamer) expectRefused(t testing.TB, want relay.Code) {
 // A wiretap keeps the first of what is read from a connection.
 type wiretap struct {
 	*memnet.Conn
+	owner  *roamer
+	dialed time.Time
+	said   bool // something; only the first write asks
+
 	mu    sync.Mutex
 	heard []byte
+}
+
+func (w *wiretap) Write(b []byte) (int, error) {
+	if !w.said {
+		w.said = true
+		if bytes.HasPrefix(b, []byte("relay/1d")) {
+			w.owner.dedicated(w)
+		}
+	}
+	return w.Conn.Write(b)
 }
 
 func (w *wiretap) Read(b []byte) (int, error) {

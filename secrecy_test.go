@@ -65,6 +65,7 @@ func recorded(rec **recorder) relay.RegisterOption {
 
 // Who sees all that passes between app and relay over TLS sees no secret.
 func TestNothingInClear(t *testing.T) {
+	ofSessions(t)
 	for _, secure := range []bool{true, false} { // the latter to see that it would show
 		var opts []relay.ServerOption
 		var appOpts []relay.RegisterOption
@@ -123,6 +124,7 @@ func sessionsOf(srv *relay.Server, name string) []relay.SessionInfo {
 
 // What was recorded of a registration over TLS is worth nothing when it is sent again.
 func TestReplay(t *testing.T) {
+	ofSessions(t)
 	srv, addr, log := startLogged(t, relay.WithTLSConfig(relayTLS()), relay.WithTokens(tokenA))
 	var rec *recorder
 	l := register(t, addr, relay.WithTLSConfig(clientTLS()), relay.WithToken(tokenA), relay.WithName("web"), recorded(&rec))

@@ -138,6 +138,7 @@ func TestManyWaitBeyondDeath(t *testing.T) {
 // Who may not wait for an app that is away still waits some seconds for the answer of one
 // that was quiet, and no longer.
 func TestNoWaitingForAnswer(t *testing.T) {
+	ofSessions(t)
 	inMemory(t, func(t *testing.T, n *memnet.Network) {
 		r := startOn(t, n, relay.WithLimits(relay.Limits{WaitTime: -1}))
 		a := roam(t, n)

@@ -28,6 +28,7 @@ import (
 	"github.com/tcprelay/relay/internal/mux"
 	"github.com/tcprelay/relay/internal/pump"
 	"github.com/tcprelay/relay/internal/socket"
+	"github.com/tcprelay/relay/internal/wire"
 )
 
 // What the app says first.
@@ -39,7 +40,8 @@ const (
 const (
 	// lingerTime is how long a peer is given to end its direction when this end has
 	// closed, before it is told that nobody reads it; and again, until it has taken all
-	// that it was sent. lingerMost bounds that where the system cannot tell what it took.
+	// that it was sent. If it takes nothing, or the system cannot tell, lingerMost bounds
+	// that.
 	lingerTime = time.Second
 	lingerMost = time.Minute
 )
@@ -130,9 +132,22 @@ func (c *Conn) Refuse() error {
 	return c.Close()
 }
 
-// Transport returns the connection that New was given, to be read from and written to
-// before there is a client.
-func (c *Conn) Transport() net.Conn { return c.t }
+// Await waits until the relay gives this end a client, and returns the header.
+func (c *Conn) Await() ([]byte, error) {
+	if err := c.startReading(); err != nil {
+		return nil, err
+	}
+	header, err := wire.ReadProxy(c.t)
+	return header, c.endReading(err)
+}
+
+// Reset reports that the peer has reset the connection, which nobody else may have
+// noticed while nobody reads from it.
+func (c *Conn) Reset() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return !c.closed && !c.finSent && !c.finRecv && socket.Dead(c.t)
+}
 
 // LocalAddr returns the transport's local address.
 func (c *Conn) LocalAddr() net.Addr { return c.t.LocalAddr() }
@@ -516,20 +531,24 @@ func (c *Conn) linger() {
 		c.hardClose()
 		return
 	}
-	for end := time.Now().Add(lingerMost); ; {
+	moved, last := time.Now(), 0
+	for {
 		c.t.SetReadDeadline(time.Now().Add(lingerTime))
 		_, err := io.Copy(io.Discard, discarding{c.t})
 		if err == nil {
 			c.finish()
 			return
 		}
-		ne, ok := err.(net.Error)
-		if !ok || !ne.Timeout() {
+		if ne, ok := err.(net.Error); !ok || !ne.Timeout() {
 			c.hardClose()
 			return
 		}
-		if n, ok := socket.Unacked(c.t); ok && n == 0 || !ok && time.Now().After(end) {
-			c.hardClose() // it has all, and is told that nobody reads it
+		n, known := socket.Undelivered(c.t)
+		if n != last {
+			moved, last = time.Now(), n
+		}
+		if known && n == 0 || time.Since(moved) > lingerMost {
+			c.hardClose() // it has all, or takes nothing; and is told that nobody reads it
 			return
 		}
 	}

@@ -171,6 +171,17 @@ func (c *Conn) AwaitReset() bool {
 	return true
 }
 
+// Undelivered returns how many bytes, and ends, that were written have not arrived at
+// the peer.
+func (c *Conn) Undelivered() (n int) {
+	c.l.mu.Lock()
+	defer c.l.mu.Unlock()
+	for _, p := range c.out.way {
+		n += max(p.n, 1)
+	}
+	return n
+}
+
 // CloseWrite sends a FIN behind the bytes written so far. Reading goes on.
 func (c *Conn) CloseWrite() error {
 	c.l.mu.Lock()

@@ -1,10 +1,12 @@
 package mux
 
 import (
+	"bytes"
 	"io"
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -210,4 +212,56 @@ func (h *lineHalf) read(p []byte) (int, error) {
 		h.changed.Broadcast()
 		return n, nil
 	}
+}
+
+// A transport that embeds a socket has all that is sent pass its own Write and Read.
+func TestEmbeddedSocket(t *testing.T) {
+	a, b := tcpPair(t)
+	masked := func(c net.Conn) net.Conn { return &mask{TCPConn: c.(*net.TCPConn)} }
+	client, server := sessionPair(t, masked(a), masked(b), Config{})
+	st, err := client.Open([]byte("opening"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	far, err := server.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := append([]byte("opening"), bytes.Repeat([]byte("0123456789"), 100_000)...)
+	go func() {
+		st.Write(want[len("opening"):])
+		st.CloseWrite()
+	}()
+	got, err := io.ReadAll(far)
+	if err != nil || !bytes.Equal(got, want) {
+		t.Errorf("read %d bytes of %d, %v", len(got), len(want), err)
+	}
+	if client.conn.(*mask).wrote.Load() < int64(len(want)) {
+		t.Errorf("only %d bytes of %d were written by the transport's own Write", client.conn.(*mask).wrote.Load(), len(want))
+	}
+}
+
+// A mask flips all bits.
+type mask struct {
+	*net.TCPConn
+	wrote atomic.Int64
+}
+
+func (m *mask) Write(p []byte) (int, error) {
+	m.wrote.Add(int64(len(p)))
+	return m.TCPConn.Write(flipped(p))
+}
+
+func (m *mask) Read(p []byte) (int, error) {
+	n, err := m.TCPConn.Read(p)
+	copy(p, flipped(p[:n]))
+	return n, err
+}
+
+func flipped(p []byte) []byte {
+	q := bytes.Clone(p)
+	for i := range q {
+		q[i] ^= 0xff
+	}
+	return q
 }

@@ -2,6 +2,7 @@ package mux
 
 import (
 	"errors"
+	"io"
 	"net"
 	"runtime"
 	"sync"
@@ -48,6 +49,7 @@ var errOverflow = &SessionError{Code: EnhanceYourCalm, Err: errors.New("too many
 // chunk adds no small frames, so each stream's frames leave in order.
 type writer struct {
 	conn net.Conn
+	dst  io.Writer     // what is written to: conn
 	raw  *rawWriter    // nil if the transport is no plain socket
 	fail func(error)   // ends the session
 	read chan struct{} // closed when the session's reader has ended
@@ -83,6 +85,12 @@ func (w *writer) init(conn net.Conn, fail func(error)) {
 	w.conn, w.fail = conn, fail
 	w.read = make(chan struct{})
 	w.raw = newRawWriter(conn)
+	w.dst = conn
+	if w.raw == nil {
+		// A type that embeds a *net.TCPConn has its way to write several buffers at
+		// once, past the Write of its own.
+		w.dst = struct{ io.Writer }{conn}
+	}
 	w.wrote.start()
 	w.wake.L = &w.mu
 	w.enc.init()
@@ -346,7 +354,7 @@ func (w *writer) writeBlocking() error {
 		w.bufs = bufs
 	}
 	w.rest = bufs
-	n, err := w.rest.WriteTo(w.conn)
+	n, err := w.rest.WriteTo(w.dst)
 	w.passed += n
 	w.notePassed()
 	if err != nil {

@@ -32,6 +32,15 @@ func SetLinger(c net.Conn, sec int) bool {
 	return ok && l.SetLinger(sec) == nil
 }
 
+// Undelivered returns how much of what was written to c has not arrived at its peer's
+// system, and whether that is known.
+func Undelivered(c net.Conn) (n int, known bool) {
+	if d, ok := Unwrap(c).(interface{ Undelivered() int }); ok {
+		return d.Undelivered(), true
+	}
+	return Unacked(c)
+}
+
 // An Under is a connection below a layer, such as TLS, that takes the bare end of what
 // it reads for the end that its own protocol has a word for. crypto/tls does so between
 // two records: whoever can end a TCP connection could cut what it carries short.

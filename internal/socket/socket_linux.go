@@ -56,6 +56,17 @@ func AwaitReset(c net.Conn) bool {
 	return err == nil && raw.Read(isClosed) == nil
 }
 
+// Dead reports that nothing more can be sent or received on c: it was reset, or both
+// directions have ended. Nobody need be reading for it to be seen.
+func Dead(c net.Conn) (dead bool) {
+	c = Unwrap(c)
+	if r, ok := c.(resetter); ok {
+		return r.WasReset()
+	}
+	control(c, func(fd uintptr) { dead = isClosed(fd) })
+	return dead
+}
+
 // isClosed reports that nothing more can be sent or received.
 func isClosed(fd uintptr) bool {
 	// The first byte of tcp(7)'s TCP_INFO is the state.

@@ -22,6 +22,12 @@ func Unread(net.Conn) int { return 0 }
 // come to its end or was reset, where that is known.
 func Spent(net.Conn) bool { return false }
 
+// Dead reports that nothing more can be sent or received on c, where that can be seen.
+func Dead(c net.Conn) bool {
+	r, ok := Unwrap(c).(resetter)
+	return ok && r.WasReset()
+}
+
 // AwaitReset waits until a connection whose read saw the end was reset, where that can
 // be waited for.
 func AwaitReset(c net.Conn) bool {
