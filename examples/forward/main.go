@@ -38,6 +38,7 @@ func main() {
 	useTLS := flag.Bool("tls", false, "reach the relay over TLS")
 	ca := flag.String("ca", "", "`file` with the certificates that the relay's is to be verified with (default: the system's); implies -tls")
 	token := flag.String("token", "", "`file` with the token to show the relay (default: the environment's RELAY_TOKEN)")
+	dedicated := flag.Int("dedicated", -1, "a connection to the relay for each client, with `n` of them ready (default: clients share one)")
 	drain := flag.Duration("drain", 30*time.Second, "how long clients may go on after a signal to stop")
 	flag.Usage = usage
 	flag.Parse()
@@ -51,6 +52,9 @@ func main() {
 	opts := []relay.RegisterOption{relay.WithLogger(log), relay.WithPort(*port), relay.WithName(*name)}
 	if *shared {
 		opts = append(opts, relay.WithShared())
+	}
+	if *dedicated >= 0 {
+		opts = append(opts, relay.WithDedicated(*dedicated))
 	}
 	if *wait {
 		opts = append(opts, relay.WithWait())

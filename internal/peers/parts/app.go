@@ -66,8 +66,13 @@ func runApp([]string) error {
 func runEmbed(args []string) error {
 	flags := flag.NewFlagSet("embed", flag.ExitOnError)
 	at := flags.String("relay", "", "address of relayd")
+	dedicated := flags.Int("dedicated", -1, "spare connections; negative: clients share one")
 	flags.Parse(args)
-	ln, err := relay.Register(context.Background(), *at)
+	var opts []relay.RegisterOption
+	if *dedicated >= 0 {
+		opts = append(opts, relay.WithDedicated(*dedicated))
+	}
+	ln, err := relay.Register(context.Background(), *at, opts...)
 	if err != nil {
 		return err
 	}

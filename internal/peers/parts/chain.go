@@ -43,8 +43,8 @@ func (v Via) reach(addr string) (string, error) {
 }
 
 // Embedded starts the relay and an app with the library in it, and returns the public
-// address. The app reaches the relay via what is given.
-func (r *Running) Embedded(via Via) (string, error) {
+// address. The app reaches the relay via what is given, and has args.
+func (r *Running) Embedded(via Via, args ...string) (string, error) {
 	at, err := r.Relayd()
 	if err != nil {
 		return "", err
@@ -52,7 +52,7 @@ func (r *Running) Embedded(via Via) (string, error) {
 	if at, err = via.reach(at); err != nil {
 		return "", err
 	}
-	_, addr, err := r.Part("agent", "embed", "-relay", at)
+	_, addr, err := r.Part("agent", "embed", append([]string{"-relay", at}, args...)...)
 	return addr, err
 }
 

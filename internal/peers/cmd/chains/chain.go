@@ -14,6 +14,9 @@ import (
 // baseline is the chain that ratios are to.
 const baseline = "proxy"
 
+// spares is how many dedicated connections are ready for those who come.
+const spares = "64"
+
 // A chain is what lies between load and app.
 type chain struct {
 	name string
@@ -26,12 +29,14 @@ var allChains = []chain{
 	{baseline, proxies(1)},
 	{"haproxy", haproxies(1)},
 	{"relay, app", func(r *parts.Running) (string, error) { return r.Embedded(nil) }},
+	{"dedicated, app", func(r *parts.Running) (string, error) { return r.Embedded(nil, "-dedicated", spares) }},
 	{"yamux, app", rivalChain("yamux", false)},
 	{"smux, app", rivalChain("smux", false)},
 	{"muxado, app", rivalChain("muxado", false)},
 	{"proxy × 2", proxies(2)},
 	{"haproxy × 2", haproxies(2)},
 	{"relay, forward", forwarded()},
+	{"dedicated, forward", forwarded("-dedicated", spares)},
 	{"yamux, agent", rivalChain("yamux", true)},
 	{"smux, agent", rivalChain("smux", true)},
 	{"muxado, agent", rivalChain("muxado", true)},
