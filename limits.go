@@ -68,7 +68,7 @@ type Limits struct {
 	LingerTime time.Duration
 
 	// Of bytes that a client has not taken yet the server holds 256 KiB, or up to
-	// ClientUnread if the client was seen to keep up, by default 16 MiB. Of those of a
+	// ClientUnread if the client was seen to keep up, by default 40 MiB. Of those of a
 	// session it holds SessionUnread, by default 256 MiB: beyond that a client whose
 	// bytes have waited for long is reset ("unread"). Negative: the default.
 	ClientUnread  int

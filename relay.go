@@ -103,7 +103,7 @@
 // All clients of an app share one transport connection, and with it the losses and the
 // congestion that it meets. An app has room for some 65,000 clients at a time. Of bytes
 // received that nobody has read yet, a connection holds at most 256 KiB, or up to
-// 16 MiB if its reader was seen to keep up, and a session 256 MiB: beyond that a
+// 40 MiB if its reader was seen to keep up, and a session 256 MiB: beyond that a
 // connection whose reader has stood still is reset. New clients beyond the backlog
 // ([WithBacklog]) are given to another app of a shared name, or reset.
 package relay

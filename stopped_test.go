@@ -57,10 +57,10 @@ func TestStoppedReader(t *testing.T) {
 	}{
 		// In front of a client there are the buffers of its connection to the relay,
 		// which read like it until they are full: its window may have grown.
-		{"clients", func(c *net.TCPConn, a conn) (conn, conn) { return c, a }, 0, 4, 18 << 20},
+		{"clients", func(c *net.TCPConn, a conn) (conn, conn) { return c, a }, 0, 4, 42 << 20},
 		{"app", func(c *net.TCPConn, a conn) (conn, conn) { return a, c }, 0, 8, 512 << 10},
-		{"client after a while", func(c *net.TCPConn, a conn) (conn, conn) { return c, a }, 128 << 20, 1, 18 << 20},
-		{"app after a while", func(c *net.TCPConn, a conn) (conn, conn) { return a, c }, 128 << 20, 1, 18 << 20},
+		{"client after a while", func(c *net.TCPConn, a conn) (conn, conn) { return c, a }, 128 << 20, 1, 42 << 20},
+		{"app after a while", func(c *net.TCPConn, a conn) (conn, conn) { return a, c }, 128 << 20, 1, 42 << 20},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			srv, addr := startRelay(t)
@@ -93,7 +93,7 @@ func TestStoppedReader(t *testing.T) {
 						t.Fatal(err)
 					}
 				}
-				e.sent = fill(t, e.writer, 64<<20)
+				e.sent = fill(t, e.writer, 256<<20)
 				ends = append(ends, e)
 			}
 			if grew := heap() - before; grew > int64(tt.conns)*tt.limit+1<<20 {

@@ -464,6 +464,46 @@ func TestSlowReader(t *testing.T) {
 	})
 }
 
+// TestWindowShrinks slows down a reader for whom the window has grown. It holds ever less
+// unread, down to the initial window, and more again once it is fast.
+func TestWindowShrinks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const rate = 100 << 20
+		c1, c2 := newLine(lineConfig{delay: 50 * time.Millisecond, rate: rate, room: 64 << 20})
+		client, server := sessionPair(t, c1, c2, Config{})
+		a, b := streamPair(t, client, server)
+		go a.ReadFrom(zeros{})
+		fast := func(n int64) {
+			t.Helper()
+			if _, err := io.CopyN(io.Discard, b, n); err != nil {
+				t.Fatal(err)
+			}
+		}
+		fast(64 << 20)
+		grown := windowOf(b)
+		if grown < 8<<20 {
+			t.Fatalf("the window became %d", grown)
+		}
+		for n := 0; windowOf(b) > 2*Window; n++ { // what is under way at that pace
+			time.Sleep(50 * time.Millisecond)
+			fast(64 << 10)
+			if n > 4*grown/(64<<10) {
+				t.Fatalf("after %d bytes the window is %d, and was %d", n*64<<10, windowOf(b), grown)
+			}
+		}
+		if n := b.Unread(); n > 2*Window {
+			t.Errorf("%d bytes are unread", n)
+		}
+		if n := server.grown.Load(); n > Window {
+			t.Errorf("a window that has shrunk takes %d bytes of growth", n)
+		}
+		fast(64 << 20)
+		if size := windowOf(b); size < 8<<20 {
+			t.Errorf("the window became %d again", size)
+		}
+	})
+}
+
 // zeros reads as zeros without end.
 type zeros struct{}
 

@@ -667,7 +667,7 @@ func TestCodes(t *testing.T) {
 // TestConfigDefaults fills in what a Config leaves out, and keeps what it says.
 func TestConfigDefaults(t *testing.T) {
 	queue := make(chan *Stream, 1)
-	def := Config{nil, 128, nil, 1 << 16, 1<<30 - 1, 16 << 20, 256 << 20}
+	def := Config{nil, 128, nil, 1 << 16, 1<<30 - 1, 40 << 20, 256 << 20}
 	for _, test := range []struct{ cfg, want Config }{
 		{Config{}, def},
 		{Config{nil, -1, nil, -1, -1, -1, -1}, def},

@@ -1,12 +1,16 @@
 package mux
 
-// recvWindow is the receiving side's account of what the peer may send.
+// recvWindow is the receiving side's account of what the peer may send. Its stream's
+// lock guards it.
 //
 // The window grows when it is what holds the sender up. The sign of that needs no
 // clock: a frame that ends exactly where an earlier window ended, although we have
 // given more since, means that the sender stood still until our update reached it;
 // and if hardly anything is unread meanwhile, the reader was not the cause.
-// Its stream's lock guards it.
+//
+// It shrinks by what is read and not given back, half at a time and down to its initial
+// size, each time that as much as it holds was read and half of it always waited:
+// then it is the reader that is slow, and a larger window would only be held unread.
 type recvWindow struct {
 	size  int // how much may be under way or unread
 	left  int // how much of it the peer has not used
@@ -14,9 +18,17 @@ type recvWindow struct {
 
 	watching bool
 	edge     int // bytes from here to the end of the window before the last update
+
+	turn   int // bytes consumed of a window's worth, after which it is looked at
+	behind int // that was unread at least, this turn
+	before int // and the last one
+	target int // shrinks to that
 }
 
-func (w *recvWindow) init() { w.size, w.left = Window, Window }
+func (w *recvWindow) init() {
+	w.size, w.left, w.target = Window, Window, Window
+	w.behind, w.before = Window, Window
+}
 
 // grown returns how much larger than the initial one the window is.
 func (w *recvWindow) grown() int64 { return int64(w.size - Window) }
@@ -38,17 +50,32 @@ func (st *Stream) reserve(n int) error {
 	return nil
 }
 
+// updateEvery returns how much is given back at once. A sender that fills the path waits
+// for it besides the round trip, so of a large window it is a small part.
+func (w *recvWindow) updateEvery() int { return max(Window/2, w.size/16) }
+
 // consumed counts n bytes as read and returns by how much to increase the peer's
-// window, 0 most of the time: updates go out for half a window at once.
+// window, 0 most of the time.
 func (w *recvWindow) consumed(n int, st *Stream) (inc int) {
 	w.freed += n
-	if w.freed < w.size/2 {
+	w.turn += n
+	w.behind = min(w.behind, int(st.unread.Load()))
+	if w.freed < w.updateEvery() {
 		return 0
 	}
 	inc = w.freed
 	w.freed = 0
 	if w.left == 0 && w.readerKeepsUp(st) {
 		inc += w.grow(st)
+	}
+	if w.turn >= w.size {
+		if w.behind > w.size/2 {
+			w.target = max(w.size/2, Window)
+		}
+		w.turn, w.behind, w.before = 0, w.size, w.behind
+	}
+	if inc -= w.shrink(inc, st); inc == 0 {
+		return 0
 	}
 	if !w.watching {
 		w.watching, w.edge = true, w.left
@@ -75,7 +102,12 @@ func (st *Stream) windowSpent() {
 	st.mu.Unlock()
 }
 
-func (w *recvWindow) readerKeepsUp(st *Stream) bool { return int(st.unread.Load()) <= w.size/4 }
+// readerKeepsUp reports that the reader had caught up lately, and is not far behind now:
+// what has just come may be a whole window at once.
+func (w *recvWindow) readerKeepsUp(st *Stream) bool {
+	unread := int(st.unread.Load())
+	return unread <= w.size/2 && min(unread, w.behind, w.before) <= w.size/4
+}
 
 // grow doubles the window, as far as it may, and returns by how much it grew. Half
 // of what a session may hold unread is there for growing.
@@ -90,7 +122,18 @@ func (w *recvWindow) grow(st *Stream) int {
 		return 0
 	}
 	w.size += inc
+	w.target = w.size
 	return inc
+}
+
+// shrink takes up to n from the window, towards its target, and returns how much.
+func (w *recvWindow) shrink(n int, st *Stream) int {
+	n = min(n, w.size-w.target)
+	if n > 0 {
+		w.size -= n
+		st.s.grown.Add(int64(-n))
+	}
+	return n
 }
 
 // windowIncreased handles a WNDINC: the peer lets us send n bytes more.

@@ -3,10 +3,13 @@ package mux
 import (
 	"errors"
 	"io"
+	"math"
 	"net"
 	"runtime"
 	"sync"
 	"time"
+
+	"github.com/tcprelay/relay/internal/socket"
 )
 
 const (
@@ -28,6 +31,13 @@ const (
 	// with it how long a small frame waits behind bulk.
 	batchFrames = 64
 	batchBytes  = 256 << 10
+	// paceTime is how long the flusher has to be held up by the transport for its rate to
+	// be measured, and unsentTime is for how long at that rate the system may hold what it
+	// cannot send yet, where it lets itself be told: a small frame waits behind that. It
+	// costs a fast transport more than it gains, which has no such limit.
+	paceTime                = 50 * time.Millisecond
+	unsentTime              = 10 * time.Millisecond
+	leastUnsent, mostUnsent = 64 << 10, 2 << 20
 	// inlineBatches is how many batches a caller writes, other streams' frames
 	// among them, before it leaves the rest to the flusher.
 	inlineBatches = 2
@@ -79,6 +89,8 @@ type writer struct {
 	bufs   [][]byte
 	rest   net.Buffers // what is left of bufs; a field, so that it is not allocated
 	passed int64       // bytes of it that the transport took, until notePassed
+
+	unsent int // what the system was told to hold; 0: as much as it likes
 }
 
 func (w *writer) init(conn net.Conn, fail func(error)) {
@@ -286,8 +298,11 @@ func (w *writer) takeBatchLocked() {
 	}
 	w.out, w.small, w.spare = w.small, w.spare[:0], w.small
 	var last *chunk
-	n, size := 0, 0
-	for c := w.head; c != nil && n < batchFrames && size < batchBytes; c = c.next {
+	n, size, most := 0, 0, batchBytes
+	if w.unsent > 0 {
+		most = min(most, w.unsent)
+	}
+	for c := w.head; c != nil && n < batchFrames && size < most; c = c.next {
 		last = c
 		n++
 		size += len(c.frame)
@@ -433,7 +448,12 @@ func (w *writer) run() {
 
 // writeHandedLocked writes until nothing is left, and then frees the writer.
 func (w *writer) writeHandedLocked() {
+	begun, before := time.Now(), w.total
 	for w.err == nil {
+		if took := time.Since(begun); took >= paceTime {
+			w.pace(w.total-before, took)
+			begun, before = time.Now(), w.total
+		}
 		if len(w.out) == 0 && w.chunks == nil {
 			if !w.queuedLocked() {
 				break
@@ -448,6 +468,21 @@ func (w *writer) writeHandedLocked() {
 		}
 	}
 	w.busy, w.handed = false, w.err != nil
+}
+
+// pace has the system hold no more than leaves soon, at the rate at which the transport
+// takes bytes from a flusher that always has some.
+func (w *writer) pace(n int64, took time.Duration) {
+	unsent := int(float64(n) * float64(unsentTime) / float64(took))
+	if unsent > mostUnsent {
+		unsent = math.MaxInt32
+	}
+	unsent = max(unsent, leastUnsent)
+	if w.unsent == 0 && unsent == math.MaxInt32 || w.unsent/2 < unsent && unsent/2 < w.unsent {
+		return
+	}
+	w.unsent = unsent
+	socket.LimitUnsent(w.conn, unsent)
 }
 
 // close lets the flusher send what is queued and a GOAWAY, and close the transport
