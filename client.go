@@ -65,7 +65,8 @@ type client struct {
 	conn   join.Conn // what is read and written
 	raw    net.Conn  // what was accepted
 	remote string
-	claims []claim
+	user   *userConn // below conn; nil if that is a *net.TCPConn
+	ip     netip.Addr
 	since  time.Time
 	gauge  *gauge // of conn; nil if outq and the stream tell all
 
@@ -95,19 +96,18 @@ func (c *client) counts() (in, out int64) {
 	return p.Sent - c.header, p.Received
 }
 
-// carry has a client connected to an app, and carries its bytes until both are done.
+// carry has a client connected to an app, and its bytes carried until both are done, by
+// goroutines that begin when it returns.
 func (svc *service) carry(conn net.Conn) {
 	c := &client{
 		svc:    svc,
 		raw:    conn,
 		conn:   wholeConn(conn),
 		remote: conn.RemoteAddr().String(),
-		claims: svc.claimsOf(ipOf(conn.RemoteAddr())),
+		ip:     ipOf(conn.RemoteAddr()),
 		since:  time.Now(),
 	}
-	if u, ok := c.conn.(*userConn); ok {
-		defer func() { <-u.gone }() // whoever closes it
-	}
+	c.user, _ = c.conn.(*userConn)
 	_, watched := socket.Unacked(conn)
 	throttled := svc.limits.ClientBytesPerSecond > 0 || svc.in != nil
 	if throttled || !watched {
@@ -122,29 +122,50 @@ func (svc *service) carry(conn net.Conn) {
 	if kind := svc.admit(c); kind != "" {
 		svc.intake.Done()
 		c.refuse(kind, errors.New("over a limit"))
+		c.gone()
 		return
 	}
-	defer svc.giveBack(c.claims)
-	var head []byte // what an app that refused the client was sent
-	for first := true; ; first = false {
-		err := svc.connect(c)
-		if first {
-			svc.intake.Done()
-		}
-		if err != nil {
-			svc.dismiss(c)
-			c.refuse(kindOfRefusal(err), err)
-			return
-		}
-		err = c.join(head)
-		var refused *join.Refused
-		if !errors.As(err, &refused) {
-			c.left(err)
-			return
-		}
-		head = refused.Head
-		svc.takeBack(c)
+	err := svc.connect(c)
+	svc.intake.Done()
+	c.connected(err, nil)
+}
+
+// connected goes on with a client for whom there is an app, or none because of err. Head
+// is what an app that refused it was sent.
+func (c *client) connected(err error, head []byte) {
+	if err != nil {
+		c.svc.dismiss(c)
+		c.refuse(kindOfRefusal(err), err)
+		c.end()
+		return
 	}
+	c.join(head)
+}
+
+// joined goes on with a client whose app is done with it.
+func (c *client) joined(err error) {
+	var refused *join.Refused
+	if errors.As(err, &refused) {
+		c.svc.takeBack(c)
+		c.connected(c.svc.connect(c), refused.Head)
+		return
+	}
+	c.left(err)
+	c.end()
+}
+
+// end counts a client out that was admitted, and is nobody's any more.
+func (c *client) end() {
+	c.svc.giveBack(c.svc.claimsOf(c.ip))
+	c.gone()
+}
+
+// gone ends what carry began.
+func (c *client) gone() {
+	if c.user != nil {
+		<-c.user.gone // whoever closes it
+	}
+	c.svc.srv.wg.Done()
 }
 
 func kindOfRefusal(err error) string {
@@ -259,7 +280,8 @@ type claim struct {
 	kind   string
 }
 
-// claimsOf lists who a client from ip is counted for.
+// claimsOf lists who a client from ip is counted for. It is the same when the client
+// comes and when it leaves, and not kept meanwhile.
 func (svc *service) claimsOf(ip netip.Addr) []claim {
 	limits := &svc.srv.cfg.limits
 	claims := []claim{
@@ -276,16 +298,17 @@ func (svc *service) claimsOf(ip netip.Addr) []claim {
 
 // admit counts a client in, or returns the limit that it is over.
 func (svc *service) admit(c *client) (kind string) {
-	for i, cl := range c.claims {
+	claims := svc.claimsOf(c.ip)
+	for i, cl := range claims {
 		if !svc.srv.clients.Take(cl.holder, cl.limit) {
-			svc.giveBack(c.claims[:i])
+			svc.giveBack(claims[:i])
 			return cl.kind
 		}
 	}
 	svc.mu.Lock()
 	defer svc.mu.Unlock()
 	if limit := svc.limits.ClientsPerService; limit > 0 && len(svc.clients) >= limit {
-		svc.giveBack(c.claims)
+		svc.giveBack(claims)
 		return kindClientsPerService
 	}
 	svc.clients[c] = struct{}{}
@@ -556,21 +579,23 @@ func (svc *service) enter(c *client, m *member, st carrier, header int) {
 	}
 }
 
-// join carries bytes until both sides are done. Head is what another app was sent
+// join has bytes carried until both sides are done. Head is what another app was sent
 // before.
-func (c *client) join(head []byte) error {
+func (c *client) join(head []byte) {
 	if len(head) > 0 {
 		if _, err := c.st.Write(head); err != nil { // it fits the window, so it does not wait
 			_, again := c.st.Kept()
 			c.st.Close()
 			if again {
-				return &join.Refused{Head: head}
+				err = &join.Refused{Head: head}
+			} else {
+				hangUp(c.conn)
 			}
-			hangUp(c.conn)
-			return err
+			c.joined(err)
+			return
 		}
 	}
-	return join.Join(c.conn, c.st)
+	join.Start(c.conn, c.st, c.joined)
 }
 
 // takeBack takes a client from an app that refused it, unseen.

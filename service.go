@@ -358,7 +358,8 @@ func (svc *service) wakeLocked() {
 func (svc *service) acceptClients() {
 	err := svc.srv.acceptLoop(svc.ln, func(conn net.Conn) {
 		svc.intake.Add(1)
-		svc.srv.wg.Go(func() { svc.carry(conn) })
+		svc.srv.wg.Add(1) // until client.end
+		go svc.carry(conn)
 	})
 	svc.intake.Done()
 	svc.srv.mu.Lock()

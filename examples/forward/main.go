@@ -154,7 +154,9 @@ func carry(log *slog.Logger, client *relay.Conn, to string) {
 		client.Close()
 		return
 	}
-	if err := join.Join(local.(*net.TCPConn), client); err != nil {
-		log.Info("client was cut off", "client", client.RemoteAddr(), "err", err)
-	}
+	join.Start(local.(*net.TCPConn), client, func(err error) {
+		if err != nil {
+			log.Info("client was cut off", "client", client.RemoteAddr(), "err", err)
+		}
+	})
 }

@@ -70,8 +70,11 @@ func (r *Refused) Unwrap() error { return r.Err }
 type joint struct {
 	c         Conn
 	st        Stream
-	finishing atomic.Bool // c was sent everything, and is about to be sent its FIN
-	delivered atomic.Bool // which it was
+	done      func(error)
+	going     atomic.Int32 // directions that have not ended
+	refusal   error        // streamToConn's, set before it ends
+	finishing atomic.Bool  // c was sent everything, and is about to be sent its FIN
+	delivered atomic.Bool  // which it was
 
 	once sync.Once
 	err  error
@@ -87,27 +90,55 @@ type joint struct {
 // If the peer refuses a stream that keeps what it sends, as a mux.Stream does after
 // Keep, Join closes only the stream, and returns a *Refused.
 func Join(c Conn, st Stream) error {
-	j := &joint{c: c, st: st}
+	done := make(chan error, 1)
+	Start(c, st, func(err error) { done <- err })
+	return <-done
+}
+
+// Start is a Join that calls done with what Join returns, in a goroutine of its own. A
+// goroutine for each direction is all that waits meanwhile, and begins with the smallest
+// of stacks, which is most of what an idle connection takes.
+func Start(c Conn, st Stream, done func(error)) {
+	j := &joint{c: c, st: st, done: done}
+	j.going.Store(2)
 	if e, ok := st.(teller); ok {
 		e.OnEnd(func(err error) { j.streamEnded(e, err) })
 	}
-	var up sync.WaitGroup
-	up.Go(j.connToStream)
-	refusal := j.streamToConn()
-	up.Wait()
+	go j.up()
+	go j.down()
+}
+
+func (j *joint) up() {
+	j.connToStream()
+	j.ended()
+}
+
+func (j *joint) down() {
+	j.refusal = j.streamToConn()
+	j.ended()
+}
+
+// ended finishes a joint when its second direction has ended.
+func (j *joint) ended() {
+	if j.going.Add(-1) == 0 {
+		j.done(j.finish())
+	}
+}
+
+func (j *joint) finish() error {
 	j.mu.Lock() // streamEnded may be under way, or come late
 	j.over = true
 	j.mu.Unlock()
-	if refusal != nil && j.err == nil {
+	if j.refusal != nil && j.err == nil {
 		if head, ok := j.kept(); ok {
-			st.Close()
-			c.SetReadDeadline(time.Time{})
-			return &Refused{head, refusal}
+			j.st.Close()
+			j.c.SetReadDeadline(time.Time{})
+			return &Refused{head, j.refusal}
 		}
-		j.reset(refusal) // somebody else closed the stream
+		j.reset(j.refusal) // somebody else closed the stream
 	}
-	st.Close()
-	c.Close()
+	j.st.Close()
+	j.c.Close()
 	return j.err
 }
 
