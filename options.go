@@ -403,7 +403,7 @@ func WithDialer(dial func(ctx context.Context, network, addr string) (net.Conn, 
 // time to open a connection: n, 0 or more, are kept ready, so that those who come one by
 // one, or n at once, do not wait for it. A client for whom there is none after three
 // seconds, because the relay or what lies between does not allow it, is carried by the
-// session as without this option. By default all are.
+// session as without this option. By default every client is.
 //
 // What [Conn] does is the same, but that a write deadline missed under TLS ends the
 // connection's sending side.

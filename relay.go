@@ -75,10 +75,11 @@
 //
 // # Concurrency
 //
-// All methods may be called from any goroutine. A Listener has one goroutine, and two
-// for each session, and a Conn none. A Server has one for each service, four for each
-// session and two for each client, beside the callers of Serve; its Close returns when
-// they have ended. Nothing is logged unless [WithLogger] is given.
+// All methods may be called from any goroutine. A Listener has one goroutine, two for
+// each session and one for each spare connection ([WithDedicated]), and a Conn none. A
+// Server has one for each service, four for each session and two for each client, beside
+// the callers of Serve; its Close returns when they have ended. Nothing is logged unless
+// [WithLogger] is given.
 //
 // # Errors
 //
@@ -101,7 +102,8 @@
 // # Limits
 //
 // All clients of an app share one transport connection, and with it the losses and the
-// congestion that it meets. An app has room for some 65,000 clients at a time. Of bytes
+// congestion that it meets, unless each has one of its own ([WithDedicated]). A session
+// has room for some 65,000 clients at a time. Of bytes
 // received that nobody has read yet, a connection holds at most 256 KiB, or up to
 // 40 MiB if its reader was seen to keep up, and a session 256 MiB: beyond that a
 // connection whose reader has stood still is reset. New clients beyond the backlog
@@ -412,8 +414,9 @@ func (s *Server) Disconnect(name string) error {
 
 // Refusals counts, since the server began, the registrations and clients that were
 // refused or cut off, by why: the codes of registration errors, and the names in
-// Limits. There are also, of registrations, "tls" (a handshake that failed) and "broken"
-// (not the protocol, or hung up before the reply); of clients "no_app" (no app took it);
+// Limits. There are also, of registrations, "tls" (a handshake that failed), "broken"
+// (not the protocol, or hung up before the reply), and of dedicated connections "secret"
+// (nobody had asked for it) and "files" (no files left for it); of clients "no_app" (no app took it);
 // and "accept" (Accept of a listener failed, and was tried again).
 func (s *Server) Refusals() map[string]int64 { return s.refused.Counts() }
 
