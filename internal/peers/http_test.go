@@ -12,9 +12,9 @@ import (
 	"testing"
 )
 
-// TestHTTP runs one table of cases over a plain TCP listener and over a relay's.
-// No case knows which of the two it got: what is expected of the one is expected
-// of the other.
+// TestHTTP runs one table of cases over a plain TCP listener and over a relay's,
+// which carries clients in its session or each on a connection of its own. No case
+// knows which it got: what is expected of one is expected of all.
 func TestHTTP(t *testing.T) {
 	fronts := []struct {
 		name   string
@@ -22,6 +22,7 @@ func TestHTTP(t *testing.T) {
 	}{
 		{"tcp", listenTCP},
 		{"relay", listenRelay},
+		{"dedicated", listenDedicated},
 	}
 	for _, front := range fronts {
 		t.Run(front.name, func(t *testing.T) {

@@ -112,9 +112,14 @@ func startRelayServer(t *testing.T, opts ...relay.ServerOption) string {
 }
 
 // listenRelay returns a listener whose public address is on a relay of its own.
-func listenRelay(t *testing.T) net.Listener {
+func listenRelay(t *testing.T) net.Listener { return listenOver(t) }
+
+// listenDedicated is listenRelay for clients with connections of their own.
+func listenDedicated(t *testing.T) net.Listener { return listenOver(t, relay.WithDedicated(2)) }
+
+func listenOver(t *testing.T, opts ...relay.RegisterOption) net.Listener {
 	t.Helper()
-	ln, err := relay.Register(t.Context(), startRelayServer(t))
+	ln, err := relay.Register(t.Context(), startRelayServer(t), opts...)
 	if err != nil {
 		t.Fatal(err)
 	}

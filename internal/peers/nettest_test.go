@@ -84,9 +84,15 @@ func muxStreams(pair func() (net.Conn, net.Conn, error), serverOpens, acceptedFi
 // TestNettestRelay runs the conformance suite over a relay: one end is what the
 // app's Accept returned, the other a TCP client of the public port.
 func TestNettestRelay(t *testing.T) {
+	for name, listen := range map[string]func(*testing.T) net.Listener{"session": listenRelay, "dedicated": listenDedicated} {
+		t.Run(name, func(t *testing.T) { nettestRelay(t, listen) })
+	}
+}
+
+func nettestRelay(t *testing.T, listen func(*testing.T) net.Listener) {
 	for _, first := range []string{"app", "client"} {
 		t.Run(first+"First", func(t *testing.T) {
-			ln := listenRelay(t)
+			ln := listen(t)
 			nettest.TestConn(t, func() (c1, c2 net.Conn, stop func(), err error) {
 				client, err := net.Dial("tcp", ln.Addr().String())
 				if err != nil {

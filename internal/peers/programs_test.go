@@ -28,6 +28,12 @@ const programPatience = 3 * time.Minute
 // TestPrograms has programs of other people talk to each other through the
 // examples relayd and forward, each a process of its own.
 func TestPrograms(t *testing.T) {
+	t.Run("session", func(t *testing.T) { runPrograms(t) })
+	t.Run("dedicated", func(t *testing.T) { runPrograms(t, "-dedicated", "4") })
+}
+
+// runPrograms runs them with forward's flags given.
+func runPrograms(t *testing.T, flags ...string) {
 	bin := buildExamples(t, "relayd", "forward")
 	relayd := startExample(t, filepath.Join(bin, "relayd"), "-listen", "127.0.0.1:0")
 	addr := relayd.awaitLine(t, "relayd's address", func(line string) (string, bool) {
@@ -38,7 +44,7 @@ func TestPrograms(t *testing.T) {
 	// expose makes the TCP server at to public and returns its public address.
 	expose := func(t *testing.T, to string) string {
 		t.Helper()
-		forward := startExample(t, filepath.Join(bin, "forward"), "-relay", addr, "-to", to)
+		forward := startExample(t, filepath.Join(bin, "forward"), append([]string{"-relay", addr, "-to", to}, flags...)...)
 		return forward.awaitLine(t, "the public address", func(line string) (string, bool) {
 			_, _, err := net.SplitHostPort(line)
 			return line, err == nil
