@@ -78,7 +78,9 @@ func (k *link) openSpare(secret wire.Secret) (*dedicated.Conn, error) {
 	select {
 	case k.dials <- struct{}{}:
 	case <-k.dialing.Done():
-		return nil, context.Cause(k.dialing)
+	}
+	if err := context.Cause(k.dialing); err != nil {
+		return nil, err
 	}
 	defer func() { <-k.dials }()
 	// Once begun it is gone through with: a relay that does not need it any more knows

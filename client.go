@@ -364,7 +364,7 @@ func (svc *service) connect(c *client) error {
 			}
 			continue
 		}
-		if m.pulse != nil && !m.pulse.Fresh(quiet) {
+		if m.pulse != nil && !m.pulse.Fresh(quiet) && (m.spares == nil || !m.spares.fresh(quiet)) {
 			if err := w.check(m); err != nil {
 				svc.release(m)
 				switch {

@@ -73,6 +73,7 @@ type spares struct {
 	asked   map[wire.Secret]time.Time // when the app was asked for those that are not here yet
 	waiting []spare                   // clients, first come first
 	pause   time.Time                 // the app is not asked until then
+	added   time.Time                 // when one came last: a sign of life
 	closed  bool                      // nobody will need another one
 	all     map[*dedicated.Conn]struct{}
 }
@@ -140,6 +141,14 @@ func (s *spares) take() *dedicated.Conn {
 		return nil
 	}
 	return <-w
+}
+
+// fresh reports whether the app has opened one within d. Its session is quiet while
+// clients come and go beside it.
+func (s *spares) fresh(d time.Duration) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return time.Since(s.added) < d
 }
 
 // refill asks for as many as are wanted.
@@ -217,6 +226,7 @@ func (s *spares) add(secret wire.Secret, conn net.Conn) bool {
 	if d == nil || s.closed {
 		return false
 	}
+	s.added = time.Now()
 	s.m.srv.dedicated.Add(1)
 	s.all[d] = struct{}{}
 	if len(s.waiting) > 0 {

@@ -518,9 +518,6 @@ func (c *Conn) finish() {
 // still comes, so that this end's last bytes are not lost to a reset for them.
 func (c *Conn) linger() {
 	c.mu.Lock()
-	for c.reading > 0 {
-		c.idle.Wait()
-	}
 	fin := !c.finSent
 	c.finSent = true
 	c.mu.Unlock()
@@ -531,6 +528,11 @@ func (c *Conn) linger() {
 		c.hardClose()
 		return
 	}
+	c.mu.Lock()
+	for c.reading > 0 { // a deadline that is set before they look would have them go on
+		c.idle.Wait()
+	}
+	c.mu.Unlock()
 	moved, last := time.Now(), 0
 	for {
 		c.t.SetReadDeadline(time.Now().Add(lingerTime))

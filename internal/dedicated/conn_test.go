@@ -203,3 +203,25 @@ func TestUnfit(t *testing.T) {
 		t.Error("a pipe has a half-close")
 	}
 }
+
+// Close ends this end's direction at once, also while WriteTo is stuck.
+func TestCloseBesideWriteTo(t *testing.T) {
+	relay, app := pair(t, 0)
+	app.Take()
+	r, w := io.Pipe()
+	done := make(chan struct{})
+	go func() {
+		app.WriteTo(w) // which nobody reads from
+		close(done)
+	}()
+	relay.Write([]byte("x"))
+	for app.Progress().Unread == 0 || app.in.InHand.Load() == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	app.Close()
+	if n, err := relay.WriteTo(io.Discard); n != 0 || err != nil {
+		t.Errorf("%d bytes, %v", n, err)
+	}
+	r.Close()
+	<-done
+}
