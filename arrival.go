@@ -17,7 +17,7 @@ const (
 	// relay asks for.
 	maxDials = 64
 	// maxWaiting bounds those that a relay can have an app open and not use.
-	maxWaiting = 10_000
+	maxWaiting = 1000
 )
 
 var errUnfit = errors.New("the connection has no half-close, or cannot be reset")
@@ -44,7 +44,7 @@ func (k *link) openSpares(secrets []wire.Secret) {
 	}
 	k.l.mu.Unlock()
 	if declined != nil {
-		go k.unopened(declined)
+		k.unopened(declined) // and hears no more before it is said
 	}
 }
 
@@ -55,6 +55,9 @@ func (k *link) spare(secret wire.Secret) {
 	if err == nil {
 		a, err = k.awaitClient(d)
 	}
+	if err != nil {
+		k.unopened([]wire.Secret{secret})
+	}
 	k.l.mu.Lock()
 	k.spares--
 	if err == nil {
@@ -62,7 +65,6 @@ func (k *link) spare(secret wire.Secret) {
 	}
 	k.l.mu.Unlock()
 	if err != nil {
-		k.unopened([]wire.Secret{secret})
 		return
 	}
 	select {

@@ -13,6 +13,7 @@ import (
 	"github.com/tcprelay/relay/internal/dedicated"
 	"github.com/tcprelay/relay/internal/join"
 	"github.com/tcprelay/relay/internal/mux"
+	"github.com/tcprelay/relay/internal/nofile"
 	"github.com/tcprelay/relay/internal/pulse"
 	"github.com/tcprelay/relay/internal/socket"
 	"github.com/tcprelay/relay/internal/throttle"
@@ -298,6 +299,11 @@ func (svc *service) claimsOf(ip netip.Addr) []claim {
 
 // admit counts a client in, or returns the limit that it is over.
 func (svc *service) admit(c *client) (kind string) {
+	if n := int(svc.srv.dedicated.Load()); n > 0 { // which take files as clients do
+		if files := nofile.Limit() / 10 * 8; files > 0 && n+svc.srv.clients.Held(holder{}) >= files {
+			return kindClients
+		}
+	}
 	claims := svc.claimsOf(c.ip)
 	for i, cl := range claims {
 		if !svc.srv.clients.Take(cl.holder, cl.limit) {

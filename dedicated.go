@@ -29,7 +29,14 @@ const (
 	unfitTime    = 24 * time.Hour // or if what it opened is of no use
 
 	// maxSpares bounds what an app may want to have ready.
-	maxSpares = 1000
+	maxSpares = 256
+
+	// secretsPerLine lets a line that asks for connections leave in one frame, however
+	// much bulk there is: it must not be cut.
+	secretsPerLine = 32
+
+	// spareTries is how many connections that break at once a client is given.
+	spareTries = 3
 
 	kindSecret = "secret"
 	kindFiles  = "files"
@@ -73,7 +80,10 @@ type spares struct {
 	asked   map[wire.Secret]time.Time // when the app was asked for those that are not here yet
 	waiting []spare                   // clients, first come first
 	pause   time.Time                 // the app is not asked until then
+	again   *time.Timer               // asks then; nil before the first pause
 	added   time.Time                 // when one came last: a sign of life
+	unsaid  []wire.Secret             // of asked, those that the app was not told yet
+	asking  bool                      // askAll runs
 	closed  bool                      // nobody will need another one
 	all     map[*dedicated.Conn]struct{}
 }
@@ -94,13 +104,14 @@ func newSpares(m *member) *spares {
 // begin gives a client, whose header is given, a connection of its own. It waits for one
 // that has to be opened, and returns nil if a stream is as good or better.
 func (s *spares) begin(header []byte) *dedicated.Conn {
-	for {
+	for range spareTries {
 		d := s.take()
 		if d == nil || d.Begin(header, keepUnanswered) == nil {
 			return d
 		}
 		d.Fail(errSpare)
 	}
+	return nil
 }
 
 // take returns a connection that is ready, or will be soon, or nil.
@@ -110,23 +121,22 @@ func (s *spares) take() *dedicated.Conn {
 		d := s.ready[len(s.ready)-1]
 		s.ready = s.ready[:len(s.ready)-1]
 		if !d.Spent() {
-			ask := s.refillLocked()
 			s.mu.Unlock()
-			s.ask(ask)
+			s.refill()
 			return d
 		}
 		go d.Fail(errSpare) // which needs s.mu
 	}
 	w := make(spare, 1)
 	s.waiting = append(s.waiting, w)
-	ask := s.refillLocked()
-	if len(s.asked) == 0 { // none is to come
+	s.refillLocked()
+	if len(s.asked) == 0 || len(s.waiting) > 4*s.m.srv.cfg.limits.asks() { // none will come in time
 		s.waiting = s.waiting[:len(s.waiting)-1]
 		s.mu.Unlock()
 		return nil
 	}
 	s.mu.Unlock()
-	s.ask(ask)
+	s.ask()
 	timer := time.NewTimer(spareTime)
 	defer timer.Stop()
 	select {
@@ -154,18 +164,18 @@ func (s *spares) fresh(d time.Duration) bool {
 // refill asks for as many as are wanted.
 func (s *spares) refill() {
 	s.mu.Lock()
-	ask := s.refillLocked()
+	s.refillLocked()
 	s.mu.Unlock()
-	s.ask(ask)
+	s.ask()
 }
 
-// refillLocked returns the secrets of the connections that the app is to be asked for:
-// half of what it wants to have ready at once, but for clients that wait, so that not
-// each client costs a message.
-func (s *spares) refillLocked() (secrets []wire.Secret) {
+// refillLocked makes secrets for the connections that the app is to be asked for: half of
+// what it wants to have ready at once, but for clients that wait, so that not each client
+// costs a message.
+func (s *spares) refillLocked() {
 	now := time.Now()
 	if s.closed || now.Before(s.pause) {
-		return nil
+		return
 	}
 	for secret, at := range s.asked {
 		if now.Sub(at) > openTime { // the app has given up
@@ -174,16 +184,15 @@ func (s *spares) refillLocked() (secrets []wire.Secret) {
 	}
 	missing := s.want + len(s.waiting) - len(s.ready) - len(s.asked)
 	if len(s.waiting) == 0 && missing < (s.want+1)/2 {
-		return nil
+		return
 	}
 	for range min(missing, s.m.srv.cfg.limits.asks()-len(s.asked)) {
 		var secret wire.Secret
 		rand.Read(secret[:])
 		s.asked[secret] = now
 		s.m.srv.askers.put(secret, s)
-		secrets = append(secrets, secret)
+		s.unsaid = append(s.unsaid, secret)
 	}
-	return secrets
 }
 
 // asks is how many connections an app is asked for at once: no more than it may have
@@ -200,10 +209,34 @@ func (s *spares) forgetLocked(secret wire.Secret) {
 	s.m.srv.askers.take(secret)
 }
 
-// ask does not wait for an app that reads nothing for long.
-func (s *spares) ask(secrets []wire.Secret) {
-	if len(secrets) > 0 {
-		s.m.sayWithin(noticeTime, wire.Control{Type: wire.Open, Secrets: secrets})
+// ask has the app asked for those that it was not asked for yet, without waiting for that:
+// it may read nothing for long.
+func (s *spares) ask() {
+	s.mu.Lock()
+	first := !s.asking && len(s.unsaid) > 0
+	s.asking = s.asking || first
+	s.mu.Unlock()
+	if first && !s.m.srv.spawn(s.askAll) {
+		s.close()
+	}
+}
+
+// askAll asks until nothing is left to ask for.
+func (s *spares) askAll() {
+	for {
+		s.mu.Lock()
+		some := s.unsaid[:min(len(s.unsaid), secretsPerLine)]
+		s.unsaid = s.unsaid[len(some):]
+		if len(some) == 0 {
+			s.asking, s.unsaid = false, nil
+		}
+		s.mu.Unlock()
+		if len(some) == 0 {
+			return
+		}
+		if s.m.say(wire.Control{Type: wire.Open, Secrets: some}) != nil {
+			s.unopened(some)
+		}
 	}
 }
 
@@ -253,6 +286,11 @@ func (s *spares) unopened(secrets []wire.Secret) {
 	if failed {
 		s.pause = time.Now().Add(unopenedTime)
 		s.sendAwayLocked(len(s.asked))
+		if s.again == nil {
+			s.again = time.AfterFunc(unopenedTime, s.refill)
+		} else {
+			s.again.Reset(unopenedTime)
+		}
 	}
 }
 
@@ -271,6 +309,10 @@ func (s *spares) sendAwayLocked(n int) {
 func (s *spares) close() {
 	s.mu.Lock()
 	s.closed = true
+	s.unsaid = nil
+	if s.again != nil {
+		s.again.Stop()
+	}
 	if len(s.asked) > 0 {
 		// Those on their way are not needed, but no strangers.
 		late := slices.Collect(maps.Keys(s.asked))
@@ -335,7 +377,7 @@ func (s *Server) enterDedicated(secret wire.Secret, conn net.Conn) (asker *spare
 		return nil, errSecret
 	}
 	files := nofile.Limit() / 10 * 8 // some are for other things, as with Limits.Clients
-	if files > 0 && s.clients.Held(holder{})+int(s.dedicated.Load()) >= files {
+	if n := int(s.dedicated.Load()); files > 0 && (n >= files/2 || s.clients.Held(holder{})+n >= files) {
 		asker.unopened([]wire.Secret{secret})
 		hangUp(conn)
 		return nil, errNoFiles

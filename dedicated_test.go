@@ -19,6 +19,7 @@ import (
 
 	"github.com/tcprelay/relay"
 	"github.com/tcprelay/relay/internal/memnet"
+	"github.com/tcprelay/relay/internal/mux"
 	"github.com/tcprelay/relay/internal/wire"
 )
 
@@ -317,4 +318,136 @@ func TestDedicatedResetUnseen(t *testing.T) {
 	app.SetLinger(0)
 	app.Close()
 	expectReset(t, client)
+}
+
+// An answer that was sent whole, by an app that then closed, arrives whole, however slowly
+// the client takes it; also when the app's end of the connection is long gone, and the
+// clients are looked after meanwhile. Its tail waits as long as in a stream.
+func TestDedicatedSlowClient(t *testing.T) {
+	for name, config := range map[string][2]relay.Option{
+		"TCP": {relay.WithTLSConfig(nil), relay.WithTLSConfig(nil)},
+		"TLS": {relay.WithTLSConfig(relayTLS()), relay.WithTLSConfig(clientTLS())},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, addr := startRelay(t, config[0], relay.WithLimits(relay.Limits{LingerTime: 800 * time.Millisecond}))
+			l := dedicated(t, addr, 1, config[1])
+			client := dial(t, l)
+			client.SetReadBuffer(16 << 10)
+			app := accept(t, l)
+			const sent = 4 << 20 // fits what the way holds, or nearly
+			go func() {
+				app.Write(make([]byte, sent))
+				app.Close()
+			}()
+			// It takes a little before each look at it.
+			var got int64
+			for range 30 {
+				n, err := io.CopyN(io.Discard, client, 64<<10)
+				if got += n; err != nil {
+					t.Fatalf("after %d bytes of %d: %v", got, sent, err)
+				}
+				time.Sleep(100 * time.Millisecond)
+			}
+			client.SetReadBuffer(4 << 20) // enough of it
+			n, err := io.Copy(io.Discard, client)
+			if got += n; err != nil || got != sent {
+				t.Errorf("got %d bytes of %d, %v", got, sent, err)
+			}
+		})
+	}
+}
+
+// An app whose connections break as soon as they are given a client costs that client a
+// few tries, and not its stream.
+func TestDedicatedBroken(t *testing.T) {
+	inMemory(t, func(t *testing.T, n *memnet.Network) {
+		startOn(t, n)
+		var dials atomic.Int64
+		l := dedicated(t, relayAddr, 3, relay.WithDialer(func(ctx context.Context, network, addr string) (net.Conn, error) {
+			c, err := n.DialFrom("10.1.0.1")(ctx, network, addr)
+			if err == nil && dials.Add(1) > 1 {
+				c.(*memnet.Conn).CutAfter(int64(len(preface) + 16)) // with the preface
+			}
+			return c, err
+		}))
+		for range 5 {
+			c, app := client(t, n, l.Addr()), accept(t, l)
+			sendAndExpect(t, c, app)
+			c.Close()
+			app.Close()
+		}
+		if n := dials.Load(); n > 100 {
+			t.Errorf("%d connections for 5 clients", n)
+		}
+	})
+}
+
+// Those that could not be opened for a while are there some time later, without a client
+// that asks for them.
+func TestDedicatedAgain(t *testing.T) {
+	inMemory(t, func(t *testing.T, n *memnet.Network) {
+		startOn(t, n)
+		var dials, away atomic.Int64
+		away.Store(1)
+		l := dedicated(t, relayAddr, 4, relay.WithDialer(func(ctx context.Context, network, addr string) (net.Conn, error) {
+			if dials.Add(1) > 1 && away.Load() > 0 {
+				return nil, errAway
+			}
+			return n.DialFrom("10.1.0.1")(ctx, network, addr)
+		}))
+		time.Sleep(time.Second)
+		away.Store(0)
+		before := dials.Load()
+		time.Sleep(10 * time.Second)
+		if n := dials.Load() - before; n != 4 {
+			t.Errorf("%d of 4 were opened", n)
+		}
+		l.Close()
+	})
+}
+
+// A relay that asks for more and more connections, and reads nothing, gets no more of an
+// app than the app allows.
+func TestOpenFlood(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	lines := make(chan int, 1)
+	go func() {
+		conn, err := ln.Accept()
+		if err != nil {
+			return
+		}
+		sess := mux.Server(conn, mux.Config{})
+		defer sess.Close()
+		st, err := sess.Accept()
+		if err != nil {
+			return
+		}
+		var hello wire.Hello
+		wire.NewReader(st).Read(&hello)
+		reply, _ := wire.Line(wire.Reply{Version: wire.Version, Address: "127.0.0.1:1"})
+		st.Write(reply)
+		line, _ := wire.Line(wire.Control{Type: wire.Open, Secrets: make([]wire.Secret, 1)})
+		n := 0
+		st.SetWriteDeadline(time.Now().Add(2 * time.Second)) // by when it takes no more
+		for ; ; n++ {
+			if _, err := st.Write(line); err != nil {
+				break
+			}
+		}
+		lines <- n
+	}()
+	before := runtime.NumGoroutine()
+	l, err := relay.Register(t.Context(), ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	n := within(t, "the flood's end", lines)
+	if now := runtime.NumGoroutine(); now > before+100 {
+		t.Errorf("%d goroutines more after %d lines", now-before, n)
+	}
 }

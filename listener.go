@@ -677,8 +677,8 @@ func (l *Listener) Close() error {
 	return nil
 }
 
-// Done is closed when the listener has nothing left to do: Close was called, or the
-// relay refused to have it any longer, every accepted connection was closed or its
+// Done is closed when the listener has nothing left to do: Close or Drain was called, or
+// the relay refused to have it any longer, every accepted connection was closed or its
 // session lost, and all that was written taken by the clients' side. A program that
 // exits before then may cut off its last answers, so wait for Done after
 // http.Server.Shutdown.

@@ -797,8 +797,6 @@ func TestDrain(t *testing.T) {
 		t.Errorf("the clients read %d bytes", got)
 	}
 	select {
-	case <-l.Done():
-		t.Error("Done before Close")
 	case err := <-accepted:
 		t.Errorf("Accept before Close: %v", err)
 	default:

@@ -420,18 +420,16 @@ func (m *member) startTaking() {
 // last one has left it is idle. It reports false if that was so already.
 func (m *member) stopTaking() bool {
 	m.svc.mu.Lock()
-	defer m.svc.mu.Unlock()
-	if m.leaving {
-		return false
-	}
+	first := !m.leaving
 	m.leaving = true
-	if m.active == 0 {
+	if first && m.active == 0 {
 		close(m.idle)
 	}
-	if m.spares != nil {
+	m.svc.mu.Unlock()
+	if first && m.spares != nil {
 		m.spares.close()
 	}
-	return true
+	return first
 }
 
 // stepAside has a session whose lease is a newer one's get no more clients, and reports

@@ -40,10 +40,10 @@ const (
 const (
 	// lingerTime is how long a peer is given to end its direction when this end has
 	// closed, before it is told that nobody reads it; and again, until it has taken all
-	// that it was sent. If it takes nothing, or the system cannot tell, lingerMost bounds
-	// that.
+	// that it was sent; where the system cannot tell that, for lingerMost. What it takes
+	// its time for is its own affair: Fail ends it.
 	lingerTime = time.Second
-	lingerMost = time.Minute
+	lingerMost = 10 * time.Minute
 )
 
 var (
@@ -88,7 +88,9 @@ type Conn struct {
 	finSent bool
 	finRecv bool
 	closed  bool
-	abrupt  bool // Close resets
+
+	finBehind bool // there is one behind what is unread, and then a reset
+	abrupt    bool // Close resets
 }
 
 // New makes conn one end, and has ended called when it has closed it, which may be
@@ -142,11 +144,16 @@ func (c *Conn) Await() ([]byte, error) {
 }
 
 // Reset reports that the peer has reset the connection, which nobody else may have
-// noticed while nobody reads from it.
+// noticed while nobody reads from it. A reset behind a half-close, which may be unread
+// too, is none; under TLS it cannot be told from one.
 func (c *Conn) Reset() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return !c.closed && !c.finSent && !c.finRecv && socket.Dead(c.t)
+	if c.tls || c.closed || c.finSent || c.finRecv || c.finBehind || !socket.Dead(c.t) {
+		return false
+	}
+	c.finBehind = !socket.WasReset(c.t)
+	return !c.finBehind
 }
 
 // LocalAddr returns the transport's local address.
@@ -244,11 +251,12 @@ func (c *Conn) startReading() error {
 
 // endReading takes what the read ended with, and returns what its caller gets.
 func (c *Conn) endReading(err error) error {
-	was := err == io.EOF && socket.WasReset(c.t)
-	short := err == io.EOF && socket.CutShort(c.t)
+	was := err == io.EOF && !c.tls && socket.WasReset(c.t)
+	short := err == io.EOF && c.tls && socket.CutShort(c.t)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch {
+	case c.finRecv, c.finBehind: // which the system tells but once
 	case was && !c.finSent: // our own, which may be under way, would look the same
 		err = syscall.ECONNRESET // a write was told
 	case short:
@@ -477,7 +485,7 @@ func (c *Conn) Close() error {
 	}
 	c.closed = true
 	abrupt := c.abrupt || c.lost != nil
-	over := c.finRecv || c.broken != nil
+	over := c.finRecv
 	c.mu.Unlock()
 	switch {
 	case abrupt:
@@ -533,7 +541,7 @@ func (c *Conn) linger() {
 		c.idle.Wait()
 	}
 	c.mu.Unlock()
-	moved, last := time.Now(), 0
+	begun := time.Now()
 	for {
 		c.t.SetReadDeadline(time.Now().Add(lingerTime))
 		_, err := io.Copy(io.Discard, discarding{c.t})
@@ -546,11 +554,8 @@ func (c *Conn) linger() {
 			return
 		}
 		n, known := socket.Undelivered(c.t)
-		if n != last {
-			moved, last = time.Now(), n
-		}
-		if known && n == 0 || time.Since(moved) > lingerMost {
-			c.hardClose() // it has all, or takes nothing; and is told that nobody reads it
+		if known && n == 0 || !known && time.Since(begun) > lingerMost {
+			c.hardClose() // it has all, and is told that nobody reads it
 			return
 		}
 	}

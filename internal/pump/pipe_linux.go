@@ -2,8 +2,11 @@ package pump
 
 import (
 	"errors"
+	"math"
 	"sync"
 	"syscall"
+
+	"github.com/tcprelay/relay/internal/nofile"
 )
 
 const (
@@ -13,6 +16,15 @@ const (
 	// sparePipes is how many empty pipes are kept for whoever has bulk next.
 	sparePipes = 16
 )
+
+// maxPipes bounds the pipes, which a destination that takes nothing holds on to, to a
+// tenth of the process's files. Who gets none copies.
+var maxPipes = sync.OnceValue(func() int {
+	if files := nofile.Limit(); files > 0 {
+		return max(files/20, sparePipes)
+	}
+	return math.MaxInt
+})
 
 var errNoPipe = errors.New("no pipe")
 
@@ -31,6 +43,7 @@ var pipes pipeStore
 type pipeStore struct {
 	mu    sync.Mutex
 	pumps int
+	pipes int // that there are
 	empty []*pipe
 }
 
@@ -49,10 +62,11 @@ func (s *pipeStore) leave() {
 	for _, p := range s.empty {
 		p.close()
 	}
+	s.pipes -= len(s.empty)
 	s.empty = nil
 }
 
-// get returns nil if there are no files left.
+// get returns nil if there are no files left for it.
 func (s *pipeStore) get() *pipe {
 	s.mu.Lock()
 	if n := len(s.empty); n > 0 {
@@ -61,9 +75,19 @@ func (s *pipeStore) get() *pipe {
 		s.mu.Unlock()
 		return p
 	}
+	full := s.pipes >= maxPipes()
+	if !full {
+		s.pipes++
+	}
 	s.mu.Unlock()
 	var fds [2]int
+	if full {
+		return nil
+	}
 	if syscall.Pipe2(fds[:], syscall.O_CLOEXEC|syscall.O_NONBLOCK) != nil {
+		s.mu.Lock()
+		s.pipes--
+		s.mu.Unlock()
 		return nil
 	}
 	const setPipeSize = 1031 // fcntl.h: F_SETPIPE_SZ; it is no harm if that is refused
@@ -79,6 +103,14 @@ func (s *pipeStore) put(p *pipe) {
 	}
 	s.mu.Unlock()
 	if p != nil {
-		p.close()
+		s.discard(p)
 	}
+}
+
+// discard closes a pipe, which may hold something.
+func (s *pipeStore) discard(p *pipe) {
+	p.close()
+	s.mu.Lock()
+	s.pipes--
+	s.mu.Unlock()
 }

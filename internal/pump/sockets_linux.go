@@ -100,7 +100,7 @@ func (s *sockets) step() (end bool, rerr, werr error) {
 	case s.buf != nil:
 		bulkBuffers.Put(s.buf)
 	case werr != nil: // there may be something left in it
-		s.pipe.close()
+		pipes.discard(s.pipe)
 	default:
 		pipes.put(s.pipe)
 	}
