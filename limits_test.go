@@ -116,7 +116,7 @@ type stagedApp struct {
 	*relay.Listener
 	away      atomic.Bool
 	mu        sync.Mutex
-	transport *memnet.Conn // of its last session; over dedicated connections, any
+	transport *memnet.Conn // of its last session
 }
 
 // register registers with a token, which is an identity where that matters.
@@ -131,15 +131,32 @@ func (s *stage) register(token string, opts ...relay.RegisterOption) *stagedApp 
 				return nil, errors.New("the app is away")
 			}
 			c, err := s.net.DialFrom("10.0.0.5")(ctx, network, addr)
-			if err == nil {
-				a.mu.Lock()
-				a.transport = c.(*memnet.Conn)
-				a.mu.Unlock()
+			if err != nil {
+				return nil, err
 			}
-			return c, err
+			return &stagedConn{Conn: c.(*memnet.Conn), app: a}, nil
 		}),
 	}, opts...)...)
 	return a
+}
+
+// A stagedConn shows by what it begins with whether it is a session's.
+type stagedConn struct {
+	*memnet.Conn
+	app  *stagedApp
+	said bool
+}
+
+func (c *stagedConn) Write(b []byte) (int, error) {
+	if !c.said {
+		c.said = true
+		if !bytes.HasPrefix(b, []byte(preface)) {
+			c.app.mu.Lock()
+			c.app.transport = c.Conn
+			c.app.mu.Unlock()
+		}
+	}
+	return c.Conn.Write(b)
 }
 
 func (s *stage) registerEcho(token string, opts ...relay.RegisterOption) *stagedApp {

@@ -310,7 +310,7 @@ type wiretap struct {
 func (w *wiretap) Write(b []byte) (int, error) {
 	if !w.said {
 		w.said = true
-		if bytes.HasPrefix(b, []byte("relay/1d")) {
+		if bytes.HasPrefix(b, []byte(preface)) {
 			w.owner.dedicated(w)
 		}
 	}
