@@ -143,6 +143,7 @@ func TestCertificateAndAuthorizer(t *testing.T) {
 // What is wrong with TLS is no better for waiting, which would only hide it. A relay that
 // hangs up in the middle may be a better one soon.
 func TestTLSInVain(t *testing.T) {
+	ofSessions(t)
 	mutual := relayTLS()
 	mutual.ClientAuth, mutual.ClientCAs = tls.RequireAndVerifyClientCert, theCerts().pool
 	plain, overTLS, asks := []relay.ServerOption(nil), []relay.ServerOption{relay.WithTLSConfig(relayTLS())}, []relay.ServerOption{relay.WithTLSConfig(mutual)}

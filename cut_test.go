@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -29,7 +30,10 @@ type cutter struct {
 
 func newCutter(t testing.TB, n *memnet.Network) *cutter {
 	k := &cutter{Network: n, book: newBook(t, n, 1), cutDial: -1, cutClient: -1}
+	var dialing sync.Mutex // dedicated connections can be dialed several at once
 	n.OnConn(func(c, _ *memnet.Conn) {
+		dialing.Lock()
+		defer dialing.Unlock()
 		c.SetSlice(k.slice)
 		if c.RemoteAddr().String() == relayAddr {
 			k.transport = c

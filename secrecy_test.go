@@ -53,13 +53,15 @@ func (r *recorder) sent() []byte {
 
 // recorded has a Register leave what it sends and gets.
 func recorded(rec **recorder) relay.RegisterOption {
+	var first sync.Once // which is the session's; there may be dedicated connections
 	return relay.WithDialer(func(ctx context.Context, network, addr string) (net.Conn, error) {
 		c, err := new(net.Dialer).DialContext(ctx, network, addr)
 		if err != nil {
 			return nil, err
 		}
-		*rec = &recorder{Conn: c}
-		return *rec, nil
+		r := &recorder{Conn: c}
+		first.Do(func() { *rec = r })
+		return r, nil
 	})
 }
 
