@@ -13,7 +13,6 @@ import (
 	"github.com/tcprelay/relay/internal/dedicated"
 	"github.com/tcprelay/relay/internal/join"
 	"github.com/tcprelay/relay/internal/mux"
-	"github.com/tcprelay/relay/internal/nofile"
 	"github.com/tcprelay/relay/internal/pulse"
 	"github.com/tcprelay/relay/internal/socket"
 	"github.com/tcprelay/relay/internal/throttle"
@@ -299,10 +298,8 @@ func (svc *service) claimsOf(ip netip.Addr) []claim {
 
 // admit counts a client in, or returns the limit that it is over.
 func (svc *service) admit(c *client) (kind string) {
-	if n := int(svc.srv.dedicated.Load()); n > 0 { // which take files as clients do
-		if files := nofile.Limit() / 10 * 8; files > 0 && n+svc.srv.clients.Held(holder{}) >= files {
-			return kindClients
-		}
+	if svc.srv.dedicated.Load() > 0 && svc.srv.outOfFiles() {
+		return kindClients
 	}
 	claims := svc.claimsOf(c.ip)
 	for i, cl := range claims {

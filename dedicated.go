@@ -12,7 +12,6 @@ import (
 
 	"github.com/tcprelay/relay/internal/dedicated"
 	"github.com/tcprelay/relay/internal/mux"
-	"github.com/tcprelay/relay/internal/nofile"
 	"github.com/tcprelay/relay/internal/wire"
 )
 
@@ -376,8 +375,8 @@ func (s *Server) enterDedicated(secret wire.Secret, conn net.Conn) (asker *spare
 		hangUp(conn)
 		return nil, errSecret
 	}
-	files := nofile.Limit() / 10 * 8 // some are for other things, as with Limits.Clients
-	if n := int(s.dedicated.Load()); files > 0 && (n >= files/2 || s.clients.Held(holder{})+n >= files) {
+	// Each of them is for a client, so more than half of the files would be for none.
+	if files := fileBudget(); s.outOfFiles() || files > 0 && int(s.dedicated.Load()) >= files/2 {
 		asker.unopened([]wire.Secret{secret})
 		hangUp(conn)
 		return nil, errNoFiles

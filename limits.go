@@ -125,10 +125,21 @@ func (l Limits) or(d Limits) Limits {
 	return l
 }
 
+// fileBudget is how many of the process's files clients may take, with the connections
+// that are dedicated to them; some are for other things. 0: there is no limit.
+func fileBudget() int { return nofile.Limit() / 10 * 8 }
+
+// outOfFiles reports that another client, or another dedicated connection, would be over
+// the budget.
+func (s *Server) outOfFiles() bool {
+	files := fileBudget()
+	return files > 0 && s.clients.Held(holder{})+int(s.dedicated.Load()) >= files
+}
+
 // forServer completes a server's limits.
 func (l Limits) forServer() Limits {
 	if l.Clients == 0 {
-		l.Clients = nofile.Limit() / 10 * 8
+		l.Clients = fileBudget()
 	}
 	l = l.or(defaultLimits)
 	if l.HelloSize < 0 {

@@ -362,10 +362,11 @@ func (c *Conn) Kept() (b []byte, ok bool) {
 
 // Write sends p.
 func (c *Conn) Write(p []byte) (n int, err error) {
-	if err := c.writable(); err != nil {
+	keeps, err := c.writable()
+	if err != nil {
 		return 0, err
 	}
-	if c.keepsAny() {
+	if keeps {
 		c.keep(p)
 	}
 	n, err = c.t.Write(p)
@@ -375,11 +376,12 @@ func (c *Conn) Write(p []byte) (n int, err error) {
 
 // ReadFrom sends what it reads from r, until its end.
 func (c *Conn) ReadFrom(r io.Reader) (n int64, err error) {
-	if err := c.writable(); err != nil {
+	keeps, err := c.writable()
+	if err != nil {
 		return 0, err
 	}
 	var tap func([]byte) bool
-	if c.keepsAny() {
+	if keeps {
 		tap = c.keep
 	}
 	n, rerr, werr := pump.Copy(c.t, r, &c.out, tap)
@@ -389,28 +391,23 @@ func (c *Conn) ReadFrom(r io.Reader) (n int64, err error) {
 	return n, c.endWriting(werr)
 }
 
-func (c *Conn) keepsAny() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.keeping >= 0
-}
-
-func (c *Conn) writable() error {
+// writable returns why nothing may be written, and otherwise whether that is to be kept.
+func (c *Conn) writable() (keeps bool, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch {
 	case c.closed:
-		return net.ErrClosed
+		return false, net.ErrClosed
 	case c.lost != nil:
-		return c.lost
+		return false, c.lost
 	case c.refused:
-		return ErrRefused
+		return false, ErrRefused
 	case c.broken != nil:
-		return c.broken
+		return false, c.broken
 	case c.finSent:
-		return syscall.EPIPE
+		return false, syscall.EPIPE
 	}
-	return nil
+	return c.keeping >= 0, nil
 }
 
 func (c *Conn) endWriting(err error) error {
@@ -431,7 +428,7 @@ func (c *Conn) endWriting(err error) error {
 
 // CloseWrite ends this end's direction behind what was written. Reading goes on.
 func (c *Conn) CloseWrite() error {
-	if err := c.writable(); err != nil && err != syscall.EPIPE {
+	if _, err := c.writable(); err != nil && err != syscall.EPIPE {
 		return err
 	}
 	c.mu.Lock()

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/tcprelay/relay/internal/leak"
+	"github.com/tcprelay/relay/internal/tcptest"
 	"github.com/tcprelay/relay/internal/wire"
 )
 
@@ -20,19 +21,7 @@ var header = wire.AppendProxy(nil, nil, nil)
 // pair returns the two ends of a connection that has a client, over a socket.
 func pair(t *testing.T, limit int) (relay, app *Conn) {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	a, err := net.Dial("tcp", ln.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	b, err := ln.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
+	a, b := tcptest.Pair(t)
 	ended := make(chan struct{}, 2)
 	over := func() { ended <- struct{}{} }
 	app, relay = New(a, over), New(b, over)

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/tcprelay/relay/internal/mux"
+	"github.com/tcprelay/relay/internal/tcptest"
 )
 
 // patience bounds every wait, so that what never happens fails on a line of its own.
@@ -27,26 +28,6 @@ type rig struct {
 	done chan error
 }
 
-func tcpPair(t *testing.T) (dialled, accepted *net.TCPConn) {
-	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	c, err := net.Dial("tcp", ln.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { c.Close() })
-	a, err := ln.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { a.Close() })
-	return c.(*net.TCPConn), a.(*net.TCPConn)
-}
-
 // rigs are a stream of this module's sessions, one whose peer is a stock muxado
 // program as far as its Close goes, and a stream that tells nothing of its end, for
 // which a TCP connection does.
@@ -54,14 +35,14 @@ var rigs = map[string]func(t *testing.T) *rig{
 	"mux":   func(t *testing.T) *rig { return newMuxRig(t, true) },
 	"stock": func(t *testing.T) *rig { return newMuxRig(t, false) },
 	"TCP": func(t *testing.T) *rig {
-		app, near := tcpPair(t)
+		app, near := tcptest.Pair(t)
 		return start(t, app, near, nil)
 	},
 }
 
 func newMuxRig(t *testing.T, ours bool) *rig {
 	t.Helper()
-	dialled, accepted := tcpPair(t)
+	dialled, accepted := tcptest.Pair(t)
 	relay, service := mux.Server(accepted, mux.Config{}), mux.Client(dialled, mux.Config{})
 	t.Cleanup(func() { relay.Close(); service.Close() })
 	if ours {
@@ -81,7 +62,7 @@ func newMuxRig(t *testing.T, ours bool) *rig {
 
 func start(t *testing.T, app, near Stream, lose func()) *rig {
 	t.Helper()
-	client, c := tcpPair(t)
+	client, c := tcptest.Pair(t)
 	r := &rig{client: client, app: app, near: near, lose: lose, done: make(chan error, 1)}
 	for _, c := range []net.Conn{client, app} {
 		c.SetDeadline(time.Now().Add(patience))
@@ -435,7 +416,7 @@ func TestEndedBefore(t *testing.T) {
 		"closed": func(_, near *mux.Stream) { near.Close() },
 	} {
 		t.Run(name, func(t *testing.T) {
-			dialled, accepted := tcpPair(t)
+			dialled, accepted := tcptest.Pair(t)
 			relay, service := mux.Server(accepted, mux.Config{}), mux.Client(dialled, mux.Config{})
 			defer relay.Close()
 			defer service.Close()

@@ -16,13 +16,14 @@ import (
 	"time"
 
 	"github.com/tcprelay/relay/internal/mux"
+	"github.com/tcprelay/relay/internal/tcptest"
 )
 
 // pairs are what sessions talk over.
 var pairs = map[string]func(*testing.T) (net.Conn, net.Conn){
 	"pipe": func(*testing.T) (net.Conn, net.Conn) { return net.Pipe() },
 	"TCP": func(t *testing.T) (net.Conn, net.Conn) {
-		a, b := tcpPair(t)
+		a, b := tcptest.Pair(t)
 		return a, b
 	},
 }
@@ -98,7 +99,7 @@ func TestRefused(t *testing.T) {
 			for kind := range conns {
 				t.Run(fmt.Sprintf("%s/%s/%s", test.name, pair, kind), func(t *testing.T) {
 					relay, service := sessions(t, pairs[pair], mux.Config{})
-					client, accepted := tcpPair(t)
+					client, accepted := tcptest.Pair(t)
 					client.SetDeadline(time.Now().Add(patience))
 					c := conns[kind](accepted)
 					st, err := relay.Open(nil)
@@ -197,7 +198,7 @@ func TestRefusedBefore(t *testing.T) {
 			}
 			waitFor(t, "refusal", func() bool { ended, _ := st.Ended(); return ended })
 			st.Keep(1000)
-			client, c := tcpPair(t)
+			client, c := tcptest.Pair(t)
 			client.Write([]byte("hello"))
 			err = wait(t, goJoin(c, st))
 			refused, ok := errors.AsType[*Refused](err)
@@ -231,7 +232,7 @@ func TestNotRefused(t *testing.T) {
 		for kind := range conns {
 			t.Run(test.name+"/"+kind, func(t *testing.T) {
 				relay, service := sessions(t, pairs["TCP"], mux.Config{})
-				client, accepted := tcpPair(t)
+				client, accepted := tcptest.Pair(t)
 				client.SetDeadline(time.Now().Add(patience))
 				c := conns[kind](accepted)
 				st, err := relay.Open(nil)
@@ -280,7 +281,7 @@ func TestRefusedAtRandom(t *testing.T) {
 }
 
 func refuseAtRandom(t *testing.T, rnd *rand.Rand, pair func(*testing.T) (net.Conn, net.Conn), kind func(*net.TCPConn) Conn) {
-	client, accepted := tcpPair(t)
+	client, accepted := tcptest.Pair(t)
 	defer client.Close()
 	defer accepted.Close()
 	client.SetDeadline(time.Now().Add(patience))
@@ -505,7 +506,7 @@ func TestClientErrorAtRefusal(t *testing.T) {
 		{"no deadlines", os.ErrDeadlineExceeded, unsupported, &mux.StreamError{Code: mux.StreamRefused, Remote: true}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			client, accepted := tcpPair(t)
+			client, accepted := tcptest.Pair(t)
 			client.SetDeadline(time.Now().Add(patience))
 			c := &fakeConn{Conn: accepted, says: test.says, sets: test.sets, ended: make(chan struct{})}
 			err := wait(t, goJoin(c, &lateStream{Stream: refusedStream(t)}))
@@ -532,7 +533,7 @@ func TestClientErrorAtRefusal(t *testing.T) {
 // when it was refused. Without that the client cannot go on.
 func TestRefusedAndClosed(t *testing.T) {
 	for last := range int32(5) { // that the copy is asked for and still there
-		client, accepted := tcpPair(t)
+		client, accepted := tcptest.Pair(t)
 		client.SetDeadline(time.Now().Add(patience))
 		c := &fakeConn{Conn: accepted, says: os.ErrDeadlineExceeded, ended: make(chan struct{})}
 		st := &lateStream{Stream: refusedStream(t)}
@@ -568,7 +569,7 @@ func (st *lateEnd) OnEnd(f func(error)) { st.ended = f }
 // TestLateEnd tells a Join that is over of the stream's end. It leaves the client
 // alone, who may be in another Join.
 func TestLateEnd(t *testing.T) {
-	client, c := tcpPair(t)
+	client, c := tcptest.Pair(t)
 	client.SetDeadline(time.Now().Add(patience))
 	st := &lateEnd{Stream: refusedStream(t)}
 	err := Join(c, st)

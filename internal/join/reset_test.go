@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/tcprelay/relay/internal/mux"
+	"github.com/tcprelay/relay/internal/tcptest"
 )
 
 // eavesdropped is a connection whose reset a write of somebody else's takes, before
@@ -43,7 +44,7 @@ func (s *notes) CloseWrite() error {
 
 // A reset that a write has met is no end to the reader, who sees one.
 func TestResetTakenByWrite(t *testing.T) {
-	near, far := tcpPair(t)
+	near, far := tcptest.Pair(t)
 	c := &eavesdropped{TCPConn: near, reset: make(chan struct{})}
 	relay, service := sessions(t, pairs["pipe"], mux.Config{})
 	a, err := relay.Open(nil)

@@ -13,6 +13,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/tcprelay/relay/internal/tcptest"
 )
 
 // An end is what *net.TCPConn and *Conn have in common.
@@ -28,25 +30,6 @@ func skipUnlessLinux(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		t.Skip("what memnet does is what Linux does")
 	}
-}
-
-func tcpPair(t *testing.T) (a, b *net.TCPConn) {
-	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	d, err := net.Dial("tcp", ln.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	c, err := ln.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { d.Close(); c.Close() })
-	return d.(*net.TCPConn), c.(*net.TCPConn)
 }
 
 // memPair returns the ends of a connection, the dialed one first. They are closed at
@@ -104,7 +87,7 @@ func TestConduct(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Run("tcp", func(t *testing.T) {
 				skipUnlessLinux(t)
-				a, b := tcpPair(t)
+				a, b := tcptest.Pair(t)
 				tt.f(t, a, b, func() {})
 			})
 			t.Run("memnet", func(t *testing.T) {

@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 	"unsafe"
+
+	"github.com/tcprelay/relay/internal/tcptest"
 )
 
 // TestSameAsLinux does the same random things to a connection of memnet and to one of
@@ -20,7 +22,7 @@ import (
 func TestSameAsLinux(t *testing.T) {
 	for seed := range uint64(300) {
 		d := &duo{rnd: rand.New(rand.NewPCG(seed, 0))}
-		d.tcp[0], d.tcp[1] = tcpPair(t)
+		d.tcp[0], d.tcp[1] = tcptest.Pair(t)
 		d.mem[0], d.mem[1] = memPair(t)
 		for range 30 {
 			if err := errors.Join(d.step(), d.settle()); err != nil {

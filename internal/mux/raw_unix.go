@@ -6,30 +6,9 @@ import (
 	"io"
 	"net"
 	"syscall"
-)
 
-// plainSocket returns the raw access to v if it is a TCP or Unix stream socket of
-// the net package itself, and nil otherwise. A type that embeds one may do more in
-// its Read and Write than the socket does, so nothing else counts.
-func plainSocket(v any) syscall.RawConn {
-	var sc syscall.Conn
-	switch v := v.(type) {
-	case *net.TCPConn:
-		sc = v
-	case *net.UnixConn:
-		if v.LocalAddr().Network() != "unix" {
-			return nil
-		}
-		sc = v
-	default:
-		return nil
-	}
-	rc, err := sc.SyscallConn()
-	if err != nil {
-		return nil
-	}
-	return rc
-}
+	"github.com/tcprelay/relay/internal/socket"
+)
 
 // rawWriter writes to a socket without ever waiting for it.
 type rawWriter struct {
@@ -42,7 +21,7 @@ type rawWriter struct {
 
 // newRawWriter returns nil if conn is no plain socket.
 func newRawWriter(conn net.Conn) *rawWriter {
-	rc := plainSocket(conn)
+	rc := socket.Raw(conn)
 	if rc == nil {
 		return nil
 	}
@@ -81,7 +60,7 @@ type rawReader struct {
 
 // newRawReader returns nil if r is no plain socket.
 func newRawReader(r io.Reader) *rawReader {
-	rc := plainSocket(r)
+	rc := socket.Raw(r)
 	if rc == nil {
 		return nil
 	}

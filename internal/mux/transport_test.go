@@ -9,27 +9,11 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/tcprelay/relay/internal/tcptest"
 )
 
-// tcpPair returns the two ends of a TCP connection over loopback.
-func tcpPair(t testing.TB) (net.Conn, net.Conn) {
-	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	c1, err := net.Dial("tcp", ln.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	c2, err := ln.Accept()
-	if err != nil {
-		c1.Close()
-		t.Fatal(err)
-	}
-	return c1, c2
-}
+func tcpPair(t testing.TB) (net.Conn, net.Conn) { return tcptest.Pair(t) }
 
 // transports are what sessions of ours talk over in tests that are about both ends.
 var transports = []struct {

@@ -12,26 +12,9 @@ import (
 	"testing"
 	"testing/iotest"
 	"time"
-)
 
-func tcpPair(t testing.TB) (a, b *net.TCPConn) {
-	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	x, err := net.Dial("tcp", ln.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	y, err := ln.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { x.Close(); y.Close() })
-	return x.(*net.TCPConn), y.(*net.TCPConn)
-}
+	"github.com/tcprelay/relay/internal/tcptest"
+)
 
 // layered hides that a connection is a socket.
 type layered struct{ net.Conn }
@@ -48,8 +31,8 @@ var kinds = []struct {
 func each(t *testing.T, f func(t *testing.T, client *net.TCPConn, src, dst net.Conn, server *net.TCPConn)) {
 	for _, k := range kinds {
 		t.Run(k.name, func(t *testing.T) {
-			client, src := tcpPair(t)
-			dst, server := tcpPair(t)
+			client, src := tcptest.Pair(t)
+			dst, server := tcptest.Pair(t)
 			f(t, client, k.wrap(src), k.wrap(dst), server)
 		})
 	}

@@ -2,9 +2,10 @@ package pump
 
 import (
 	"io"
-	"net"
 	"os"
 	"syscall"
+
+	"github.com/tcprelay/relay/internal/socket"
 )
 
 // leastSplice is how much a splice has to move for the next one to be worth its pipe: a
@@ -14,12 +15,8 @@ const leastSplice = 8 << 10
 // copySockets is Copy between two sockets of the net package itself. It waits with
 // nothing in hand, reads what comes, and splices while there is much.
 func copySockets(dst io.Writer, src io.Reader, m *Meter, tap func([]byte) bool) (done bool, rerr, werr error) {
-	from, ok := rawConn(src)
-	if !ok {
-		return false, nil, nil
-	}
-	to, ok := rawConn(dst)
-	if !ok {
+	from, to := socket.Raw(src), socket.Raw(dst)
+	if from == nil || to == nil {
 		return false, nil, nil
 	}
 	pipes.enter()
@@ -31,25 +28,6 @@ func copySockets(dst io.Writer, src io.Reader, m *Meter, tap func([]byte) bool) 
 			return true, rerr, werr
 		}
 	}
-}
-
-// rawConn returns the raw access to v if it is a stream socket of the net package. A
-// type that embeds one may do more than the socket does, so nothing else counts.
-func rawConn(v any) (syscall.RawConn, bool) {
-	var c syscall.Conn
-	switch v := v.(type) {
-	case *net.TCPConn:
-		c = v
-	case *net.UnixConn:
-		if v.LocalAddr().Network() != "unix" {
-			return nil, false
-		}
-		c = v
-	default:
-		return nil, false
-	}
-	raw, err := c.SyscallConn()
-	return raw, err == nil
 }
 
 // sockets is a pump between two sockets.

@@ -6,6 +6,8 @@ import (
 	"os"
 	"testing"
 	"time"
+
+	"github.com/tcprelay/relay/internal/tcptest"
 )
 
 func openFiles(t *testing.T) int {
@@ -27,8 +29,8 @@ func TestPipes(t *testing.T) {
 	var lines []line
 	var idle int
 	for range conns {
-		client, src := tcpPair(t)
-		dst, server := tcpPair(t)
+		client, src := tcptest.Pair(t)
+		dst, server := tcptest.Pair(t)
 		lines = append(lines, line{client, server, nil})
 		lines[len(lines)-1].done = start(dst, src, new(Meter), nil)
 	}
@@ -65,8 +67,8 @@ func TestPipes(t *testing.T) {
 
 // What moves bytes allocates nothing.
 func TestAllocs(t *testing.T) {
-	client, src := tcpPair(t)
-	dst, server := tcpPair(t)
+	client, src := tcptest.Pair(t)
+	dst, server := tcptest.Pair(t)
 	start(dst, src, new(Meter), nil)
 	for _, size := range []int{64, 1 << 20} {
 		b, got := make([]byte, size), make([]byte, size)

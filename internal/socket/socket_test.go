@@ -8,24 +8,12 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/tcprelay/relay/internal/tcptest"
 )
 
 func TestUnacked(t *testing.T) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	a, err := net.Dial("tcp", ln.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer a.Close()
-	b, err := ln.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer b.Close()
+	a, b := tcptest.Pair(t)
 
 	if n, ok := Unacked(a); n != 0 || !ok {
 		t.Errorf("a new connection: %d, %v", n, ok)
@@ -65,26 +53,7 @@ func waitFor(t *testing.T, c net.Conn, is func(int) bool) int {
 }
 
 func TestWasReset(t *testing.T) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	pair := func() (a, b *net.TCPConn) {
-		t.Helper()
-		x, err := net.Dial("tcp", ln.Addr().String())
-		if err != nil {
-			t.Fatal(err)
-		}
-		y, err := ln.Accept()
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { x.Close(); y.Close() })
-		return x.(*net.TCPConn), y.(*net.TCPConn)
-	}
-
-	a, b := pair()
+	a, b := tcptest.Pair(t)
 	if WasReset(a) {
 		t.Error("a new connection was reset")
 	}
@@ -98,7 +67,7 @@ func TestWasReset(t *testing.T) {
 	b.Close()
 
 	// The reset goes to the write, and the read sees an end.
-	a, b = pair()
+	a, b = tcptest.Pair(t)
 	b.SetLinger(0)
 	b.Close()
 	for end := time.Now().Add(time.Minute); ; {
@@ -120,7 +89,7 @@ func TestWasReset(t *testing.T) {
 	}
 
 	// Behind a FIN a reset takes nothing away.
-	a, b = pair()
+	a, b = tcptest.Pair(t)
 	b.CloseWrite()
 	if n, err := a.Read(make([]byte, 1)); n != 0 || err != io.EOF {
 		t.Fatal(n, err)

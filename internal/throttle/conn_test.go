@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/tcprelay/relay/internal/join"
+	"github.com/tcprelay/relay/internal/tcptest"
 )
 
 // A pipe is one end of an in-memory connection.
@@ -557,26 +558,13 @@ func TestPassThrough(t *testing.T) {
 
 // Over TCP: all bytes, and the half-close, both ways.
 func TestTCP(t *testing.T) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	far, err := net.Dial("tcp", ln.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer far.Close()
-	near, err := ln.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
+	far, near := tcptest.Pair(t)
 	b := []*Bucket{New(64 << 20)}
-	c := Conn(near.(*net.TCPConn), b, b)
+	c := Conn(near, b, b)
 	defer c.Close()
 	data := random(4 << 20)
 	var wg sync.WaitGroup
-	for _, end := range []join.Conn{c, far.(*net.TCPConn)} {
+	for _, end := range []join.Conn{c, far} {
 		wg.Go(func() {
 			if n, err := end.Write(data); n != len(data) || err != nil {
 				t.Errorf("wrote %d, %v", n, err)
