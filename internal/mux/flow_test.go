@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"math"
+	"net"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -503,6 +505,48 @@ func TestWindowShrinks(t *testing.T) {
 		}
 	})
 }
+
+// TestPace measures how fast a transport takes bulk, and has the system, and a batch, hold
+// ten milliseconds of that: no less than what keeps a transport busy, and as much as it
+// likes on a fast one. A transport that was slow for a while is not for ever.
+func TestPace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for rate, want := range map[int]int{
+			1 << 20:    leastUnsent,
+			12_500_000: 125_000, // 100 Mbit/s
+			1 << 30:    0,       // not told
+		} {
+			c1, c2 := newLine(lineConfig{rate: rate, room: 64 << 10})
+			client, server := sessionPair(t, c1, c2, Config{})
+			a, b := streamPair(t, client, server)
+			go a.ReadFrom(zeros{})
+			if _, err := io.CopyN(io.Discard, b, int64(rate)); err != nil { // for a second
+				t.Fatal(err)
+			}
+			client.out.mu.Lock()
+			got := client.out.unsent
+			client.out.mu.Unlock()
+			if got < want*8/10 || got > want*12/10 {
+				t.Errorf("at %d bytes a second the system was told to hold %d, want %d", rate, got, want)
+			}
+			client.Close()
+		}
+	})
+	var w writer
+	w.init(discard{}, nil)
+	for _, step := range []struct {
+		rate int64
+		want int
+	}{{1 << 20, leastUnsent}, {1 << 22, leastUnsent}, {1 << 25, 1 << 25 / 100}, {1 << 33, math.MaxInt32}, {1 << 33, math.MaxInt32}, {1 << 20, leastUnsent}} {
+		w.pace(step.rate, time.Second)
+		if w.unsent != step.want {
+			t.Errorf("at %d bytes a second: %d, want %d", step.rate, w.unsent, step.want)
+		}
+	}
+}
+
+// discard is a transport of which nothing is asked.
+type discard struct{ net.Conn }
 
 // zeros reads as zeros without end.
 type zeros struct{}

@@ -80,3 +80,47 @@ func TestAllocs(t *testing.T) {
 		}
 	}
 }
+
+// Destinations that take nothing hold so many pipes, and what has none is copied.
+func TestMaxPipes(t *testing.T) {
+	defer func(most func() int) { maxPipes = most }(maxPipes)
+	maxPipes = func() int { return 2 }
+	type line struct {
+		server *net.TCPConn
+		done   <-chan outcome
+	}
+	var lines []line
+	before := openFiles(t)
+	for range 6 {
+		client, src := tcptest.Pair(t)
+		dst, server := tcptest.Pair(t)
+		l := line{server, start(dst, src, new(Meter), nil)}
+		go func() {
+			client.Write(make([]byte, 32<<20)) // more than the way holds
+			client.CloseWrite()
+		}()
+		lines = append(lines, l)
+	}
+	sockets := 6 * 4
+	for _, l := range lines {
+		if _, err := io.CopyN(io.Discard, l.server, 24<<20); err != nil {
+			t.Fatal(err)
+		}
+		if n := openFiles(t) - before - sockets; n > 2*2 {
+			t.Errorf("%d files for pipes", n)
+		}
+	}
+	for _, l := range lines {
+		if _, err := io.CopyN(io.Discard, l.server, 8<<20); err != nil {
+			t.Fatal(err)
+		}
+		if o := <-l.done; o.rerr != nil || o.werr != nil || o.n != 32<<20 {
+			t.Error(o)
+		}
+	}
+	pipes.mu.Lock()
+	defer pipes.mu.Unlock()
+	if pipes.pipes != 0 || pipes.pumps != 0 || pipes.empty != nil {
+		t.Errorf("left are %d pipes of %d pumps", pipes.pipes, pipes.pumps)
+	}
+}

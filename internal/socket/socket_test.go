@@ -135,3 +135,18 @@ type known struct{ net.Conn }
 
 func (known) WasReset() bool   { return true }
 func (known) AwaitReset() bool { return true }
+
+func TestLimitUnsent(t *testing.T) {
+	a, _ := tcptest.Pair(t)
+	LimitUnsent(layer{a}, 100_000)
+	control(a, func(fd uintptr) {
+		const notSentLowat = 25 // TCP_NOTSENT_LOWAT, tcp(7)
+		if n, err := syscall.GetsockoptInt(int(fd), syscall.IPPROTO_TCP, notSentLowat); n != 100_000 || err != nil {
+			t.Errorf("the system holds %d, %v", n, err)
+		}
+	})
+	p, q := net.Pipe()
+	defer p.Close()
+	defer q.Close()
+	LimitUnsent(p, 1) // does nothing
+}
