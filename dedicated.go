@@ -370,10 +370,19 @@ func (a *askers) take(secret wire.Secret) *spares {
 }
 
 // enterDedicated gives a connection that has shown a secret to who asked for it.
-func (s *Server) enterDedicated(secret wire.Secret, conn net.Conn) (asker *spares, err error) {
+func (s *Server) enterDedicated(secret wire.Secret, conn net.Conn, pending *net.Conn) (asker *spares, err error) {
+	s.mu.Lock()
+	closing := s.closing       // and it is about to be closed, whoever has it
+	delete(s.pending, pending) // from here on it is a client's, whom Shutdown waits for
+	s.mu.Unlock()
 	if asker = s.askers.take(secret); asker == nil {
 		hangUp(conn)
 		return nil, errSecret
+	}
+	if closing {
+		asker.unopened([]wire.Secret{secret})
+		hangUp(conn)
+		return asker, nil
 	}
 	// Each of them is for a client, so more than half of the files would be for none.
 	if files := fileBudget(); s.outOfFiles() || files > 0 && int(s.dedicated.Load()) >= files/2 {

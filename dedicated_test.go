@@ -137,6 +137,71 @@ func TestDedicated(t *testing.T) {
 	}
 }
 
+// A relay that shuts down closes what has not said what it is, but none that has become a
+// client's meanwhile.
+func TestDedicatedComesAtShutdown(t *testing.T) {
+	inner, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ln := &slowListener{Listener: inner, closing: make(chan struct{}), closes: make(chan struct{})}
+	srv := newServer(t)
+	done := make(chan error, 1)
+	go func() { done <- srv.Serve(ln) }()
+	l := dedicated(t, inner.Addr().String(), 0)
+	var shut <-chan error
+	begin := func() {
+		shut = shutdown(t, srv)
+		within(t, "the closing of the listeners", ln.closing)
+	}
+	ln.hook.Store(&begin)
+	client := dial(t, l)
+	app := accept(t, l)
+	sendAndExpect(t, client, app)
+	close(ln.closes)
+	within(t, "the end of Serve", done)
+	sendAndExpect(t, client, app)
+	client.Close()
+	app.Close()
+	if err := within(t, "the end of Shutdown", shut); err != nil {
+		t.Error(err)
+	}
+}
+
+// The Close of a slowListener takes its time, which a server that closes one thing after
+// the other waits for. It calls hook before anything is read from the next connection.
+type slowListener struct {
+	net.Listener
+	hook    atomic.Pointer[func()]
+	once    sync.Once
+	closing chan struct{} // closed when Close was called
+	closes  chan struct{} // to be closed when it is to go on
+}
+
+func (l *slowListener) Close() error {
+	l.once.Do(func() { close(l.closing) })
+	<-l.closes
+	return l.Listener.Close()
+}
+
+func (l *slowListener) Accept() (net.Conn, error) {
+	conn, err := l.Listener.Accept()
+	if hook := l.hook.Swap(nil); err == nil && hook != nil {
+		conn = &hookedConn{TCPConn: conn.(*net.TCPConn), hook: sync.OnceFunc(*hook)}
+	}
+	return conn, err
+}
+
+type hookedConn struct {
+	*net.TCPConn
+	hook func()
+}
+
+func (c *hookedConn) Read(p []byte) (int, error) {
+	c.hook()
+	return c.TCPConn.Read(p)
+}
+
 // Where no further connection gets through, streams carry the clients, and nobody waits
 // for each time anew.
 func TestDedicatedRefused(t *testing.T) {

@@ -136,7 +136,7 @@ func (s *Server) receive(ctx context.Context, ln net.Listener, pending *net.Conn
 		return m, nil, fmt.Errorf("%w: %w", errPreface, err)
 	}
 	if dedicated {
-		asker, err = s.enterDedicated(secret, conn)
+		asker, err = s.enterDedicated(secret, conn, pending)
 		return m, asker, err
 	}
 	return m, nil, m.register(ctx, ln, conn, head)

@@ -330,6 +330,9 @@ func (m *member) drain() {
 	if m.lines != nil {
 		m.sayWithin(noticeTime, wire.Control{Type: wire.Drain})
 	}
+	if m.spares != nil {
+		m.spares.close() // the app opens no more of them: who waits for one gets a stream
+	}
 	m.svc.intake.Wait() // for those who came before the public listener was closed
 	m.stopTaking()
 }
