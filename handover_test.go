@@ -57,17 +57,6 @@ func replace(t testing.TB, srv *relay.Server, opts ...relay.ServerOption) *relay
 	return next
 }
 
-// newServer returns a server that is closed at the end of the test.
-func newServer(t testing.TB, opts ...relay.ServerOption) *relay.Server {
-	t.Helper()
-	srv, err := relay.NewServer(opts...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { srv.Close() })
-	return srv
-}
-
 // A server's place is taken by another: names, addresses, identities, their limits and
 // leases are the new one's, clients that are connected stay with the old one.
 func TestHandOver(t *testing.T) {
@@ -218,13 +207,6 @@ func TestHandOver(t *testing.T) {
 	}
 	next.Close()
 	check()
-}
-
-// shutdown begins a server's Shutdown, and returns where its end is told.
-func shutdown(t testing.TB, srv *relay.Server) <-chan error {
-	done := make(chan error, 1)
-	go func() { done <- srv.Shutdown(t.Context()) }()
-	return done
 }
 
 // waiting returns how many clients of a service wait for its app.

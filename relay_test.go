@@ -28,6 +28,24 @@ func startRelay(t testing.TB, opts ...relay.ServerOption) (*relay.Server, string
 	return srv, serve(t, srv, "127.0.0.1:0")
 }
 
+// newServer returns a server that is closed at the end of the test.
+func newServer(t testing.TB, opts ...relay.ServerOption) *relay.Server {
+	t.Helper()
+	srv, err := relay.NewServer(opts...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { srv.Close() })
+	return srv
+}
+
+// shutdown begins a server's Shutdown, and returns where its end is told.
+func shutdown(t testing.TB, srv *relay.Server) <-chan error {
+	done := make(chan error, 1)
+	go func() { done <- srv.Shutdown(t.Context()) }()
+	return done
+}
+
 // serve has services register at the TCP address listen until the test ends, and
 // returns the address that this has become.
 func serve(t testing.TB, srv *relay.Server, listen string) string {
