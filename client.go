@@ -7,10 +7,10 @@ import (
 	"net"
 	"net/netip"
 	"slices"
-	"sync/atomic"
 	"time"
 
 	"github.com/tcprelay/relay/internal/dedicated"
+	"github.com/tcprelay/relay/internal/edge"
 	"github.com/tcprelay/relay/internal/join"
 	"github.com/tcprelay/relay/internal/mux"
 	"github.com/tcprelay/relay/internal/pulse"
@@ -65,10 +65,10 @@ type client struct {
 	conn   join.Conn // what is read and written
 	raw    net.Conn  // what was accepted
 	remote string
-	user   *userConn // below conn; nil if that is a *net.TCPConn
+	gone   <-chan struct{} // closed when raw was, by conn's Close; nil if that waits for nothing
 	ip     netip.Addr
 	since  time.Time
-	gauge  *gauge // of conn; nil if outq and the stream tell all
+	gauge  *edge.Gauge // of conn; nil if outq and the stream tell all
 
 	// Guarded by service.mu.
 	m      *member // nil while it waits
@@ -102,16 +102,15 @@ func (svc *service) carry(conn net.Conn) {
 	c := &client{
 		svc:    svc,
 		raw:    conn,
-		conn:   wholeConn(conn),
 		remote: conn.RemoteAddr().String(),
 		ip:     ipOf(conn.RemoteAddr()),
 		since:  time.Now(),
 	}
-	c.user, _ = c.conn.(*userConn)
+	c.conn, c.gone = edge.Whole(conn)
 	_, watched := socket.Unacked(conn)
 	throttled := svc.limits.ClientBytesPerSecond > 0 || svc.in != nil
 	if throttled || !watched {
-		c.gauge = newGauge(c.conn, watched)
+		c.gauge = edge.NewGauge(c.conn, watched)
 		c.conn = c.gauge
 	}
 	if throttled {
@@ -122,7 +121,7 @@ func (svc *service) carry(conn net.Conn) {
 	if kind := svc.admit(c); kind != "" {
 		svc.intake.Done()
 		c.refuse(kind, errors.New("over a limit"))
-		c.gone()
+		c.leave()
 		return
 	}
 	err := svc.connect(c)
@@ -157,13 +156,13 @@ func (c *client) joined(err error) {
 // end counts a client out that was admitted, and is nobody's any more.
 func (c *client) end() {
 	c.svc.giveBack(c.svc.claimsOf(c.ip))
-	c.gone()
+	c.leave()
 }
 
-// gone ends what carry began.
-func (c *client) gone() {
-	if c.user != nil {
-		<-c.user.gone // whoever closes it
+// leave ends what carry began.
+func (c *client) leave() {
+	if c.gone != nil {
+		<-c.gone // whoever closes it
 	}
 	c.svc.srv.wg.Done()
 }
@@ -176,94 +175,6 @@ func kindOfRefusal(err error) string {
 		return kindWaited
 	}
 	return kindNoApp
-}
-
-// wholeConn makes a client's connection one that behaves as TCP's.
-func wholeConn(conn net.Conn) join.Conn {
-	if c, ok := conn.(*net.TCPConn); ok {
-		return c
-	}
-	return &userConn{Conn: conn, gone: make(chan struct{})}
-}
-
-// A userConn is one of a listener that WithListen made. Where it lacks the methods of a
-// *net.TCPConn, a half-close or a reset is not passed on. Its Close may take its time,
-// as that of a *tls.Conn does, and is called where nothing may wait.
-type userConn struct {
-	net.Conn
-	closed atomic.Bool
-	gone   chan struct{} // closed when its Close has returned
-}
-
-func (c *userConn) Write(p []byte) (int, error) {
-	if c.closed.Load() {
-		return 0, net.ErrClosed
-	}
-	return c.Conn.Write(p)
-}
-
-func (c *userConn) CloseWrite() error {
-	if c.closed.Load() {
-		return net.ErrClosed
-	}
-	if w, ok := c.Conn.(interface{ CloseWrite() error }); ok {
-		return w.CloseWrite()
-	}
-	return nil
-}
-
-func (c *userConn) SetLinger(sec int) error {
-	if l, ok := c.Conn.(interface{ SetLinger(int) error }); ok {
-		return l.SetLinger(sec)
-	}
-	return nil
-}
-
-func (c *userConn) Close() error {
-	if c.closed.Swap(true) {
-		return net.ErrClosed
-	}
-	go func() {
-		defer close(c.gone)
-		c.Conn.Close()
-	}()
-	return nil
-}
-
-// NetConn returns the connection itself, which can be asked for its state.
-func (c *userConn) NetConn() net.Conn { return c.Conn }
-
-// A gauge counts what a connection takes of what is written to it. The stream counts a
-// write as a whole, which may be long over if a rate or the client is slow.
-type gauge struct {
-	join.Conn
-	piece int // of a write; 0: all of it
-	took  atomic.Int64
-}
-
-// newGauge returns one for c. If c is watched, by outq, its own slowness shows there.
-func newGauge(c join.Conn, watched bool) *gauge {
-	if watched {
-		return &gauge{Conn: c}
-	}
-	return &gauge{Conn: c, piece: 4 << 10}
-}
-
-// NetConn returns the connection that is counted, which can be asked for its state.
-func (g *gauge) NetConn() net.Conn { return g.Conn }
-
-func (g *gauge) Write(p []byte) (n int, err error) {
-	for n < len(p) && err == nil {
-		piece := p[n:]
-		if g.piece > 0 {
-			piece = piece[:min(len(piece), g.piece)]
-		}
-		var m int
-		m, err = g.Conn.Write(piece)
-		n += m
-		g.took.Add(int64(m))
-	}
-	return n, err
 }
 
 // A holder is who clients are counted for: the server (the zero holder), an IP
@@ -701,7 +612,7 @@ func (c *client) overdue(now time.Time) (kind string) {
 	}
 	c.last = p
 	if c.gauge != nil {
-		if took := c.gauge.took.Load(); took != c.took {
+		if took := c.gauge.Took(); took != c.took {
 			c.took, c.tookAt, c.movedAt = took, now, now
 		}
 	}

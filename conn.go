@@ -4,6 +4,9 @@ import (
 	"io"
 	"net"
 	"time"
+
+	"github.com/tcprelay/relay/internal/edge"
+	"github.com/tcprelay/relay/internal/join"
 )
 
 // A Conn is a client's connection. It behaves as a *net.TCPConn of the client would:
@@ -71,6 +74,26 @@ func (c *Conn) ReadFrom(r io.Reader) (int64, error) {
 func (c *Conn) WriteTo(w io.Writer) (int64, error) {
 	n, err := c.st.WriteTo(w)
 	return n, c.wrap("writeto", err)
+}
+
+// Join carries bytes between the client and to, such as a connection to a local program,
+// in both directions, until both have ended, and closes both: each end sees what the
+// other one does, half-close and reset included, if to has CloseWrite and SetLinger as a
+// *net.TCPConn does. It returns at once; done is called, in a goroutine of its own, with
+// nil, or with what has broken one of the two, after which both were reset.
+//
+// Join takes both connections over: nobody else may read, write or close them, and
+// deadlines that are set stay. What it needs for a pair that is idle is a goroutine, and
+// no buffer.
+func (c *Conn) Join(to net.Conn, done func(error)) {
+	other, gone := edge.Whole(to)
+	join.Start(other, c.st, func(err error) {
+		if gone != nil {
+			<-gone
+		}
+		c.l.forget(c)
+		done(c.wrap("join", err))
+	})
 }
 
 // CloseWrite half-closes: the client reads EOF behind what was written. Reading goes

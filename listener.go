@@ -715,10 +715,12 @@ func (l *Listener) countRefused() {
 func (l *Listener) forget(c *Conn) {
 	in, out := c.counts()
 	l.mu.Lock()
-	delete(l.conns, c)
-	l.bytesIn += in
-	l.bytesOut += out
-	l.mu.Unlock()
+	defer l.mu.Unlock()
+	if _, ok := l.conns[c]; ok { // Close may be called while Join ends
+		delete(l.conns, c)
+		l.bytesIn += in
+		l.bytesOut += out
+	}
 }
 
 // Stats are a listener's figures at one moment.

@@ -25,7 +25,6 @@ import (
 	"time"
 
 	"github.com/tcprelay/relay"
-	"github.com/tcprelay/relay/internal/join"
 )
 
 func main() {
@@ -154,7 +153,7 @@ func carry(log *slog.Logger, client *relay.Conn, to string) {
 		client.Close()
 		return
 	}
-	join.Start(local.(*net.TCPConn), client, func(err error) {
+	client.Join(local, func(err error) {
 		if err != nil {
 			log.Info("client was cut off", "client", client.RemoteAddr(), "err", err)
 		}

@@ -42,6 +42,11 @@ type teller interface {
 	OnEnd(func(error))
 }
 
+// starter is a Stream whose WriteTo needs no goroutine while it waits.
+type starter interface {
+	StartWriteTo(w io.Writer, done func(n int64, err error))
+}
+
 // watcher is a Stream that has to be waited for to tell that its peer takes nothing more.
 type watcher interface {
 	// Watch waits for that, once the peer has half-closed, or until this end has.
@@ -96,8 +101,9 @@ func Join(c Conn, st Stream) error {
 }
 
 // Start is a Join that calls done with what Join returns, in a goroutine of its own. A
-// goroutine for each direction is all that waits meanwhile, and begins with the smallest
-// of stacks, which is most of what an idle connection takes.
+// goroutine for each direction is all that waits meanwhile, or one alone if the stream
+// needs none, and begins with the smallest of stacks: that is most of what an idle
+// connection takes.
 func Start(c Conn, st Stream, done func(error)) {
 	j := &joint{c: c, st: st, done: done}
 	j.going.Store(2)
@@ -105,7 +111,14 @@ func Start(c Conn, st Stream, done func(error)) {
 		e.OnEnd(func(err error) { j.streamEnded(e, err) })
 	}
 	go j.up()
-	go j.down()
+	if s, ok := st.(starter); ok {
+		s.StartWriteTo(c, func(_ int64, err error) { j.down(err) })
+		return
+	}
+	go func() {
+		_, err := st.WriteTo(c)
+		j.down(err)
+	}()
 }
 
 func (j *joint) up() {
@@ -113,8 +126,9 @@ func (j *joint) up() {
 	j.ended()
 }
 
-func (j *joint) down() {
-	j.refusal = j.streamToConn()
+// down ends the direction in which the stream's bytes were written to c, until err.
+func (j *joint) down(err error) {
+	j.refusal = j.streamToConn(err)
 	j.ended()
 }
 
@@ -156,10 +170,9 @@ func (j *joint) connToStream() {
 	}
 }
 
-// streamToConn returns the stream's error if that is a refusal, after which
-// connToStream does not wait for c.
-func (j *joint) streamToConn() (refusal error) {
-	_, err := j.st.WriteTo(j.c)
+// streamToConn passes on what the stream ended with. It returns that if it is a refusal,
+// after which connToStream does not wait for c.
+func (j *joint) streamToConn(err error) (refusal error) {
 	if _, refused := j.kept(); refused {
 		if j.c.SetReadDeadline(time.Unix(1, 0)) == nil {
 			return err

@@ -1,11 +1,8 @@
 package mux
 
-import (
-	"sync"
-	"time"
-)
+import "time"
 
-// A deadline wakes the waiters of a condition when it passes. The condition's
+// A deadline wakes the readers or the writers of a stream when it passes. The stream's
 // lock guards it. One timer serves all its settings: it looks at what is set when
 // it fires, so a late firing of an older setting does no harm.
 type deadline struct {
@@ -16,29 +13,29 @@ type deadline struct {
 func (d *deadline) expired() bool { return !d.at.IsZero() && !time.Now().Before(d.at) }
 
 // set moves or, with a zero t, clears the deadline, for calls already waiting too.
-func (d *deadline) set(t time.Time, c *sync.Cond) {
+func (d *deadline) set(t time.Time, st *Stream, wake func(*Stream)) {
 	d.at = t
 	d.stop()
 	if left := time.Until(t); !t.IsZero() && left > 0 {
 		if d.timer == nil {
-			d.timer = time.AfterFunc(left, func() { d.fire(c) })
+			d.timer = time.AfterFunc(left, func() { d.fire(st, wake) })
 		} else {
 			d.timer.Reset(left)
 		}
 	}
-	c.Broadcast()
+	wake(st)
 }
 
-func (d *deadline) fire(c *sync.Cond) {
-	c.L.Lock()
-	defer c.L.Unlock()
+func (d *deadline) fire(st *Stream, wake func(*Stream)) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
 	// The wall clock may have been set back since, for a deadline without a
 	// monotonic reading.
 	if left := time.Until(d.at); !d.at.IsZero() && left > 0 {
 		d.timer.Reset(left)
 		return
 	}
-	c.Broadcast()
+	wake(st)
 }
 
 func (d *deadline) stop() {

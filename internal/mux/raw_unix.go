@@ -4,7 +4,6 @@ package mux
 
 import (
 	"io"
-	"net"
 	"syscall"
 
 	"github.com/tcprelay/relay/internal/socket"
@@ -19,9 +18,9 @@ type rawWriter struct {
 	err error
 }
 
-// newRawWriter returns nil if conn is no plain socket.
-func newRawWriter(conn net.Conn) *rawWriter {
-	rc := socket.Raw(conn)
+// newRawWriter returns nil if dst is no plain socket.
+func newRawWriter(dst io.Writer) *rawWriter {
+	rc := socket.Raw(dst)
 	if rc == nil {
 		return nil
 	}

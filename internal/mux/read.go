@@ -26,6 +26,15 @@ func (st *Stream) deliver(c *chunk, b []byte) {
 		return // it ended meanwhile; nobody will read b
 	}
 	st.heard, st.kept = true, nil
+	b = st.passLocked(b)
+	if len(b) > 0 && !st.closed && !st.reset {
+		st.queueInLocked(c, b)
+	}
+	st.wakeReadersLocked()
+}
+
+// queueInLocked queues b, which lies in c.
+func (st *Stream) queueInLocked(c *chunk, b []byte) {
 	unread := st.unread.Add(int64(len(b))) - int64(len(b))
 	st.s.unread.Add(int64(len(b)))
 	if len(b) >= minRef && unread <= maxRef {
@@ -35,7 +44,6 @@ func (st *Stream) deliver(c *chunk, b []byte) {
 	} else {
 		st.copyInLocked(b, int(unread))
 	}
-	st.readable.Broadcast()
 }
 
 // copyInLocked copies b behind what is unread, into chunks that only this stream
@@ -74,7 +82,7 @@ func (st *Stream) finishedByPeer() {
 		st.rerr = io.EOF
 		st.heard, st.kept = true, nil
 	}
-	st.readable.Broadcast()
+	st.wakeReadersLocked()
 	st.unlock()
 }
 
@@ -85,19 +93,26 @@ func (st *Stream) heardOut() bool {
 	return st.finRecv || st.reset
 }
 
+// readyLocked reports whether something can be read, or why nothing will be.
+func (st *Stream) readyLocked() (ready bool, err error) {
+	if err := st.readErrLocked(); err != nil {
+		return false, err
+	}
+	ready = len(st.segs) > 0
+	if !ready {
+		err = st.rerr
+	}
+	if ready || err != nil {
+		st.taken = true
+	}
+	return ready, err
+}
+
 // awaitLocked waits until something can be read, and otherwise returns why not.
 func (st *Stream) awaitLocked() error {
 	for {
-		if err := st.readErrLocked(); err != nil {
+		if ready, err := st.readyLocked(); ready || err != nil {
 			return err
-		}
-		if len(st.segs) > 0 {
-			st.taken = true
-			return nil
-		}
-		if st.rerr != nil {
-			st.taken = true
-			return st.rerr
 		}
 		st.readable.Wait()
 	}
@@ -146,20 +161,25 @@ func (st *Stream) popLocked(n int) {
 	st.segs = st.segs[:rest]
 }
 
-// consumedUnlock counts n bytes as read, gives window back when it is time, and
-// releases the lock.
-func (st *Stream) consumedUnlock(n int) {
+// consumedLocked counts n bytes as read, and gives window back when it is time, which it
+// reports.
+func (st *Stream) consumedLocked(n int) (update bool) {
 	st.received += int64(n)
 	st.lastRead.Store(st.s.reads.Add(1))
-	st.unread.Add(int64(-n))
-	st.s.unread.Add(int64(-n))
-	update := false
 	if !st.finRecv && !st.reset {
 		if inc := st.window.consumed(n, st); inc > 0 {
 			st.s.out.windowUpdate(st.id, inc)
 			update = true
 		}
 	}
+	return update
+}
+
+// consumedUnlock is consumedLocked for bytes that waited, and releases the lock.
+func (st *Stream) consumedUnlock(n int) {
+	st.unread.Add(int64(-n))
+	st.s.unread.Add(int64(-n))
+	update := st.consumedLocked(n)
 	st.unlock()
 	if update {
 		st.s.out.flush()
@@ -182,25 +202,31 @@ func (st *Stream) WriteTo(w io.Writer) (total int64, err error) {
 			}
 			return total, err
 		}
-		take, size := 0, 0
-		for take < len(st.segs) && size+len(st.segs[take].b) <= maxTake {
-			size += len(st.segs[take].b)
-			take++
-		}
-		out.segs = append(out.segs[:0], st.segs[:take]...)
-		st.popLocked(take)
-		st.mu.Unlock()
-
-		n, err := out.write(w)
+		n, err := st.writeOutUnlock(&out, w)
 		total += n
-
-		st.mu.Lock()
-		st.received -= out.size - n // what w did not take is dropped, not read
-		st.consumedUnlock(int(out.size))
 		if err != nil {
 			return total, err
 		}
 	}
+}
+
+// writeOutUnlock releases the lock and writes some of what waits to w.
+func (st *Stream) writeOutUnlock(out *segmentWriter, w io.Writer) (n int64, err error) {
+	take, size := 0, 0
+	for take < len(st.segs) && size+len(st.segs[take].b) <= maxTake {
+		size += len(st.segs[take].b)
+		take++
+	}
+	out.segs = append(out.segs[:0], st.segs[:take]...)
+	st.popLocked(take)
+	st.mu.Unlock()
+
+	n, err = out.write(w)
+
+	st.mu.Lock()
+	st.received -= out.size - n // what w did not take is dropped, not read
+	st.consumedUnlock(int(out.size))
+	return n, err
 }
 
 // segmentWriter writes segments and releases them.

@@ -39,6 +39,7 @@ type Stream struct {
 	finRecv  bool
 	received int64 // bytes consumed
 	rdl      deadline
+	sink     *sink // nil: those who call Read or WriteTo get the bytes
 
 	// Sending.
 	send    int   // what the peer lets us send
@@ -128,28 +129,30 @@ func (st *Stream) SetDeadline(t time.Time) error {
 	if st.closed {
 		return net.ErrClosed
 	}
-	st.rdl.set(t, &st.readable)
-	st.wdl.set(t, &st.writable)
+	st.rdl.set(t, st, (*Stream).wakeReadersLocked)
+	st.wdl.set(t, st, (*Stream).wakeWritersLocked)
 	return nil
 }
 
 // SetReadDeadline sets the deadline of Read calls, those that wait already too.
 // The zero time means none.
-func (st *Stream) SetReadDeadline(t time.Time) error { return st.setDeadline(&st.rdl, t, &st.readable) }
+func (st *Stream) SetReadDeadline(t time.Time) error {
+	return st.setDeadline(&st.rdl, t, (*Stream).wakeReadersLocked)
+}
 
 // SetWriteDeadline sets the deadline of Write calls, those that wait already too.
 // The zero time means none.
 func (st *Stream) SetWriteDeadline(t time.Time) error {
-	return st.setDeadline(&st.wdl, t, &st.writable)
+	return st.setDeadline(&st.wdl, t, (*Stream).wakeWritersLocked)
 }
 
-func (st *Stream) setDeadline(d *deadline, t time.Time, c *sync.Cond) error {
+func (st *Stream) setDeadline(d *deadline, t time.Time, wake func(*Stream)) error {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	if st.closed {
 		return net.ErrClosed
 	}
-	d.set(t, c)
+	d.set(t, st, wake)
 	return nil
 }
 
@@ -214,7 +217,7 @@ func (st *Stream) Close() error {
 	st.dropUnreadLocked()
 	st.rdl.stop()
 	st.wdl.stop()
-	st.readable.Broadcast()
+	st.wakeReadersLocked()
 	st.writable.Broadcast()
 	st.onEnd = nil
 	st.unlock()
@@ -260,7 +263,7 @@ func (st *Stream) abort(code Code, err error) bool {
 	st.reset, st.kept = true, nil
 	st.rerr, st.werr = err, err
 	st.dropUnreadLocked()
-	st.readable.Broadcast()
+	st.wakeReadersLocked()
 	st.writable.Broadcast()
 	st.unlock()
 	st.s.out.flush()
@@ -324,7 +327,7 @@ func (st *Stream) end(err error, whole func() bool) bool {
 	}
 	f := st.onEnd
 	st.onEnd = nil
-	st.readable.Broadcast()
+	st.wakeReadersLocked()
 	st.writable.Broadcast()
 	st.unlock()
 	if f != nil {

@@ -40,9 +40,11 @@ func (st *Stream) creditLocked(want int) (int, error) {
 // wakeWriters tells the writers that there may be room for a frame.
 func (st *Stream) wakeWriters() {
 	st.mu.Lock()
-	st.writable.Broadcast()
+	st.wakeWritersLocked()
 	st.mu.Unlock()
 }
+
+func (st *Stream) wakeWritersLocked() { st.writable.Broadcast() }
 
 // Write queues p, in frames, and sends what the transport takes at once. It waits
 // for window and for the stream's turn. The n bytes it returns are in whole frames

@@ -1,0 +1,105 @@
+package mux
+
+import (
+	"io"
+	"net"
+)
+
+// A sink is a socket that all that a stream receives is written to. While it takes
+// everything at once the session's reader does that, straight from the chunk that it read
+// into; when it does not, a goroutine writes until nothing is left. So an idle stream
+// holds none. The stream's lock guards it.
+type sink struct {
+	w    io.Writer
+	try  tryWriter
+	done func(n int64, err error)
+	busy bool // somebody writes, and looks again when that is done
+	n    int64
+	err  error // of try; the socket may tell it only once
+}
+
+// A tryWriter writes what can be written without waiting. Less than all is no error.
+type tryWriter interface {
+	write(p []byte) (n int, err error)
+}
+
+// StartWriteTo is a WriteTo that does not wait, and calls done with what that would
+// return, in a goroutine of its own. If w is a socket no other goroutine is needed while
+// nothing arrives, or w takes it at once; nobody else may write to w until done is called.
+// A stream has one reader then.
+func (st *Stream) StartWriteTo(w io.Writer, done func(n int64, err error)) {
+	if raw := newRawWriter(w); raw != nil {
+		st.startSink(&sink{w: w, try: raw, done: done})
+		return
+	}
+	go func() { done(st.WriteTo(w)) }()
+}
+
+func (st *Stream) startSink(k *sink) {
+	st.mu.Lock()
+	st.sink = k
+	st.wakeReadersLocked()
+	st.mu.Unlock()
+}
+
+// wakeReadersLocked has the readers look what there is for them: bytes, an error or a
+// deadline.
+func (st *Stream) wakeReadersLocked() {
+	st.readable.Broadcast()
+	if k := st.sink; k != nil && !k.busy {
+		if ready, err := st.readyLocked(); ready || err != nil || k.err != nil {
+			k.busy = true
+			go st.runSink(k)
+		}
+	}
+}
+
+// passLocked gives b to a sink that has had all before it, and returns what it does not
+// take at once. The lock is released meanwhile.
+func (st *Stream) passLocked(b []byte) []byte {
+	k := st.sink
+	if k == nil || k.busy {
+		return b
+	}
+	k.busy, st.taken = true, true
+	st.mu.Unlock()
+	n, err := k.try.write(b)
+	st.mu.Lock()
+	k.busy = false
+	k.n += int64(n)
+	k.err = err
+	if n > 0 {
+		st.consumedLocked(n) // the reader flushes when it has handed out all it has
+	}
+	return b[n:]
+}
+
+// runSink writes what waits, until nothing does, or the stream or the sink has ended.
+func (st *Stream) runSink(k *sink) {
+	var out segmentWriter
+	_, out.gather = k.w.(*net.TCPConn)
+	err := k.err // set before this goroutine began
+	for err == nil {
+		st.mu.Lock()
+		var ready bool
+		if ready, err = st.readyLocked(); err != nil {
+			st.mu.Unlock()
+			break
+		}
+		if !ready {
+			k.busy = false
+			st.mu.Unlock()
+			return
+		}
+		var n int64
+		n, err = st.writeOutUnlock(&out, k.w)
+		k.n += n
+	}
+	st.mu.Lock()
+	st.sink = nil
+	st.mu.Unlock()
+	if err == io.EOF {
+		err = nil
+	}
+	k.done(k.n, err)
+}
