@@ -146,7 +146,7 @@ func run(log *slog.Logger, at, to string, drain time.Duration, opts []relay.Regi
 // carry joins a client to a new local connection. If there is none the client is
 // reset, which is what it would get from a port where nobody listens.
 func carry(log *slog.Logger, client *relay.Conn, to string) {
-	local, err := net.DialTimeout("tcp", to, 10*time.Second)
+	local, err := dial(to)
 	if err != nil {
 		log.Warn("no local connection", "client", client.RemoteAddr(), "err", err)
 		client.SetLinger(0)
@@ -159,3 +159,26 @@ func carry(log *slog.Logger, client *relay.Conn, to string) {
 		}
 	})
 }
+
+// dial connects to a local program.
+func dial(to string) (net.Conn, error) {
+	d := net.Dialer{KeepAlive: -1}
+	c, err := d.DialContext(until{context.Background(), time.Now().Add(10 * time.Second)}, "tcp", to)
+	if err != nil {
+		return nil, err
+	}
+	if tcp, ok := c.(*net.TCPConn); ok && !tcp.RemoteAddr().(*net.TCPAddr).IP.IsLoopback() {
+		tcp.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true}) // not all that local, and may vanish
+	}
+	return c, nil
+}
+
+// until is a context that ends at a time, which only what asks for that notices. Nothing
+// has to watch it, as package net has a goroutine do with one that can be canceled: for
+// short connections that is a twentieth of what they cost.
+type until struct {
+	context.Context
+	at time.Time
+}
+
+func (u until) Deadline() (time.Time, bool) { return u.at, true }
