@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -67,17 +68,45 @@ func runEmbed(args []string) error {
 	flags := flag.NewFlagSet("embed", flag.ExitOnError)
 	at := flags.String("relay", "", "address of relayd")
 	dedicated := flags.Int("dedicated", -1, "spare connections; negative: clients share one")
+	services := flags.Int("services", 1, "how many services")
 	flags.Parse(args)
 	var opts []relay.RegisterOption
 	if *dedicated >= 0 {
 		opts = append(opts, relay.WithDedicated(*dedicated))
 	}
-	ln, err := relay.Register(context.Background(), *at, opts...)
-	if err != nil {
-		return err
+	var addrs addresses
+	clients, failed := make(chan net.Conn), make(chan error)
+	for range *services {
+		ln, err := relay.Register(context.Background(), *at, opts...)
+		if err != nil {
+			return err
+		}
+		addrs = append(addrs, ln.Addr().String())
+		go func() {
+			for {
+				c, err := ln.Accept()
+				if err != nil {
+					failed <- err
+					return
+				}
+				clients <- c
+			}
+		}()
 	}
-	return ServeUntilEOF(ln.Addr(), ln.Accept, serveApp)
+	return ServeUntilEOF(addrs, func() (net.Conn, error) {
+		select {
+		case c := <-clients:
+			return c, nil
+		case err := <-failed:
+			return nil, err
+		}
+	}, serveApp)
 }
+
+// addresses are several, for a Load that goes to all of them.
+type addresses []string
+
+func (a addresses) String() string { return strings.Join(a, ",") }
 
 func serveApp(c net.Conn) {
 	defer c.Close()

@@ -11,6 +11,12 @@ func (r *Running) App() (addr string, err error) {
 	return addr, err
 }
 
+// Proxy starts a plain TCP proxy to what is at to, and returns its address.
+func (r *Running) Proxy(role, to string) (addr string, err error) {
+	_, addr, err = r.Part(role, "proxy", "-to", to)
+	return addr, err
+}
+
 var listening = regexp.MustCompile(`msg=listening addr=(\S+)`)
 
 // Relayd starts the relay, whose log tells its address.
@@ -43,7 +49,8 @@ func (v Via) reach(addr string) (string, error) {
 }
 
 // Embedded starts the relay and an app with the library in it, and returns the public
-// address. The app reaches the relay via what is given, and has args.
+// address, or addresses with commas between them if args ask for more services. The app
+// reaches the relay via what is given, and has args.
 func (r *Running) Embedded(via Via, args ...string) (string, error) {
 	at, err := r.Relayd()
 	if err != nil {
@@ -54,6 +61,24 @@ func (r *Running) Embedded(via Via, args ...string) (string, error) {
 	}
 	_, addr, err := r.Part("agent", "embed", append([]string{"-relay", at}, args...)...)
 	return addr, err
+}
+
+// Forwarded starts an app, the relay and forward, which has args, and returns the public
+// address.
+func (r *Running) Forwarded(args ...string) (string, error) {
+	to, err := r.App()
+	if err != nil {
+		return "", err
+	}
+	at, err := r.Relayd()
+	if err != nil {
+		return "", err
+	}
+	p, err := r.Start("agent", r.Bench.Forward, append([]string{"-relay", at, "-to", to}, args...)...)
+	if err != nil {
+		return "", err
+	}
+	return p.Line()
 }
 
 // Rival starts a rival's relay and agent, and returns the public address. The agent

@@ -13,6 +13,7 @@ import (
 	"runtime"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -77,7 +78,8 @@ type Report struct {
 // load is the clients' side of a job.
 type load struct {
 	Load
-	addr     string
+	addrs    []string
+	dialled  atomic.Int64
 	count    atomic.Int64
 	during   atomic.Bool // the measurement
 	over     atomic.Bool
@@ -85,6 +87,8 @@ type load struct {
 	mu       sync.Mutex
 	err      error
 	latency  []time.Duration // of the round trips, when measured
+	dialling chan struct{}   // bounds those of many that do so at once
+	arrived  sync.WaitGroup  // conns that are to be there before it is measured
 	measured sync.WaitGroup
 	idlers   []net.Conn // kept, or the collector would close them
 }
@@ -93,8 +97,8 @@ type load struct {
 // input on, and prints a report. What it has open stays so until standard input ends.
 func runLoad(args []string) error {
 	flags := flag.NewFlagSet("load", flag.ExitOnError)
-	l := new(load)
-	flags.StringVar(&l.addr, "addr", "", "where to")
+	l := &load{dialling: make(chan struct{}, 64)}
+	addrs := flags.String("addr", "", "where to; several, with commas, are taken in turn")
 	flags.StringVar(&l.Kind, "kind", "", "what to do")
 	flags.IntVar(&l.N, "n", 1, "conns at once")
 	flags.DurationVar(&l.Warm, "warm", 0, "how long it runs before it is measured")
@@ -102,6 +106,7 @@ func runLoad(args []string) error {
 	flags.IntVar(&l.Bulk, "bulk", 0, "clients that read, beside")
 	flags.IntVar(&l.Stalled, "stalled", 0, "clients that do not read, beside")
 	flags.Parse(args)
+	l.addrs = strings.Split(*addrs, ",")
 	input := bufio.NewReader(os.Stdin)
 	begin := func() error {
 		fmt.Println("ready")
@@ -161,9 +166,13 @@ func (l *load) timed(begin func() error) (r Report, err error) {
 		l.idlers = append(l.idlers, c)
 	}
 	l.measured.Add(l.N)
+	if l.Kind == "trips" {
+		l.arrived.Add(l.N)
+	}
 	for range l.N {
 		go func() { l.fail(worker()) }()
 	}
+	l.arrived.Wait()
 	time.Sleep(l.Warm)
 	if err := begin(); err != nil {
 		return r, err
@@ -187,7 +196,8 @@ func (l *load) timed(begin func() error) (r Report, err error) {
 }
 
 func (l *load) dial(ask byte) (net.Conn, error) {
-	c, err := net.Dial("tcp", l.addr)
+	at := l.addrs[int(l.dialled.Add(1))%len(l.addrs)]
+	c, err := net.Dial("tcp", at)
 	if err == nil {
 		_, err = c.Write([]byte{ask})
 	}
@@ -250,11 +260,14 @@ func (l *load) down() error {
 
 func (l *load) trips() error {
 	defer l.measured.Done()
+	l.dialling <- struct{}{}
 	c, err := l.dial(askEcho)
+	<-l.dialling
+	l.arrived.Done()
 	if err != nil {
 		return err
 	}
-	took := make([]time.Duration, 0, 1<<16)
+	took := make([]time.Duration, 0, 1<<20/l.N)
 	for {
 		start := time.Now()
 		if err := roundTrip(c); err != nil {

@@ -24,10 +24,12 @@ var all = map[string]func(args []string) error{
 	"relay": runRivalRelay,
 	"agent": runRivalAgent,
 	"load":  runLoad,
+	"proxy": runProxy,
 }
 
-// Main is the part that the first argument names, of these or of more, and then does not
-// return; it does if that names none. Commands call it first, and so do their tests.
+// Main is the part that the first argument names, and then does not return; it does if
+// that names none. Commands call it first, and so do their tests. More are parts that
+// other commands do not have.
 func Main(more map[string]func(args []string) error) {
 	if len(os.Args) < 2 {
 		return

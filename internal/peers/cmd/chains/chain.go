@@ -35,8 +35,8 @@ var allChains = []chain{
 	{"muxado, app", rivalChain("muxado", false)},
 	{"proxy × 2", proxies(2)},
 	{"haproxy × 2", haproxies(2)},
-	{"relay, forward", forwarded()},
-	{"dedicated, forward", forwarded("-dedicated", spares)},
+	{"relay, forward", func(r *parts.Running) (string, error) { return r.Forwarded() }},
+	{"dedicated, forward", func(r *parts.Running) (string, error) { return r.Forwarded("-dedicated", spares) }},
 	{"yamux, agent", rivalChain("yamux", true)},
 	{"smux, agent", rivalChain("smux", true)},
 	{"muxado, agent", rivalChain("muxado", true)},
@@ -44,14 +44,14 @@ var allChains = []chain{
 
 func proxies(n int) func(r *parts.Running) (string, error) {
 	return func(r *parts.Running) (string, error) {
-		addr, err := r.App()
+		to, err := r.App()
 		for i := range n {
 			if err != nil {
 				break
 			}
-			_, addr, err = r.Part(role(n, i), "proxy", "-to", addr)
+			to, err = r.Proxy(role(n, i), to)
 		}
-		return addr, err
+		return to, err
 	}
 }
 
@@ -121,24 +121,6 @@ func rivalChain(name string, agent bool) func(r *parts.Running) (string, error) 
 			}
 		}
 		return r.Rival(name, to, nil)
-	}
-}
-
-func forwarded(args ...string) func(r *parts.Running) (string, error) {
-	return func(r *parts.Running) (string, error) {
-		to, err := r.App()
-		if err != nil {
-			return "", err
-		}
-		at, err := r.Relayd()
-		if err != nil {
-			return "", err
-		}
-		p, err := r.Start("agent", r.Bench.Forward, append([]string{"-relay", at, "-to", to}, args...)...)
-		if err != nil {
-			return "", err
-		}
-		return p.Line()
 	}
 }
 

@@ -12,7 +12,7 @@ import (
 
 // TestMain has the test binary be the parts of chains too.
 func TestMain(m *testing.M) {
-	parts.Main(ownParts)
+	parts.Main(nil)
 	os.Exit(m.Run())
 }
 

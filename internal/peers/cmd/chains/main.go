@@ -26,11 +26,8 @@ import (
 	"github.com/tcprelay/relay/internal/peers/parts"
 )
 
-// ownParts are those that other commands do not have.
-var ownParts = map[string]func(args []string) error{"proxy": runProxy}
-
 func main() {
-	parts.Main(ownParts)
+	parts.Main(nil)
 	rounds := flag.Int("rounds", 5, "measurements of each job and chain")
 	length := flag.Duration("time", time.Second, "length of a measurement")
 	jobsWanted := flag.String("jobs", ".", "which jobs, a `regexp`")

@@ -1,10 +1,9 @@
-package main
+package parts
 
 import (
 	"flag"
 	"net"
 
-	"github.com/tcprelay/relay/internal/peers/parts"
 	"github.com/tcprelay/relay/internal/peers/rivals"
 )
 
@@ -17,7 +16,7 @@ func runProxy(args []string) error {
 	if err != nil {
 		return err
 	}
-	return parts.ServeUntilEOF(ln.Addr(), ln.Accept, func(client net.Conn) {
+	return ServeUntilEOF(ln.Addr(), ln.Accept, func(client net.Conn) {
 		backend, err := net.Dial("tcp", *to)
 		if err != nil {
 			client.Close()
