@@ -4,9 +4,9 @@
 //
 //	go run ./cmd/scale                 # 3 rounds, some 6 minutes
 //
-// A plain TCP proxy stands beside, for load and machine have knees of their own. It needs
-// more than two files for each client, so that under a hard limit of 20,000 it has no row
-// of 10,000.
+// No relay at all and a plain TCP proxy stand beside, for load and machine have knees of
+// their own. The proxy needs more than two files for each client, so that under a hard
+// limit of 20,000 it has no figures of 10,000.
 package main
 
 import (
@@ -35,6 +35,7 @@ type chain struct {
 }
 
 var chains = []chain{
+	{"direct", (*parts.Running).App},
 	{"proxy", func(r *parts.Running) (string, error) {
 		to, err := r.App()
 		if err != nil {
@@ -80,7 +81,7 @@ func run(ctx context.Context, n int, length time.Duration, clients, services str
 			return err
 		}
 	}
-	fmt.Printf("\nMedians of %d rounds of %v; in brackets the ratio to `proxy` in the same round.\n", n, length)
+	fmt.Printf("\nMedians of %d rounds of %v; in brackets the ratio to `direct` in the same round.\n", n, length)
 	return nil
 }
 
@@ -143,11 +144,14 @@ func (s *scale) trips(clients int) parts.Load {
 
 // clients prints the table by numbers of clients.
 func (s *scale) clients(numbers []int) error {
-	fmt.Print("\n| clients |")
+	fmt.Print("\n| round trips/s of clients |")
 	for _, c := range chains {
-		fmt.Printf(" %s: round trips/s | relay, KiB each | agent, KiB each |", c.name)
+		fmt.Printf(" %s |", c.name)
 	}
-	fmt.Printf("\n|---:|%s\n", strings.Repeat("---:|", 3*len(chains)))
+	for _, c := range chains[1:] {
+		fmt.Printf(" KiB each: %s |", c.name)
+	}
+	fmt.Printf("\n|---:|%s\n", strings.Repeat("---:|", 2*len(chains)-1))
 	for _, n := range numbers {
 		rates := make([][]float64, len(chains))
 		memory := make([]map[string][]float64, len(chains))
@@ -162,6 +166,9 @@ func (s *scale) clients(numbers []int) error {
 					fmt.Fprintf(os.Stderr, "scale: %d clients, %s: %v\n", n, chains[i].name, err)
 				}
 				rates[i] = append(rates[i], trips.rate)
+				if i == 0 {
+					continue // it has no memory of its own
+				}
 				idle, err := s.measure(chains[i].start, parts.Load{Kind: "idle", N: n, For: time.Second})
 				if err != nil {
 					fmt.Fprintf(os.Stderr, "scale: %d idle clients, %s: %v\n", n, chains[i].name, err)
@@ -177,8 +184,14 @@ func (s *scale) clients(numbers []int) error {
 		}
 		fmt.Printf("| %d |", n)
 		for i := range chains {
-			fmt.Printf(" %s | %s | %s |", rateCell(rates[i], rates[0], i > 0),
-				memoryCell(memory[i]["relay"], 1<<10), memoryCell(memory[i]["agent"], 1<<10))
+			fmt.Printf(" %s |", rateCell(rates[i], rates[0], i > 0))
+		}
+		for _, m := range memory[1:] {
+			cell := memoryCell(m["relay"], 1<<10)
+			if len(m["agent"]) > 0 {
+				cell += " + " + memoryCell(m["agent"], 1<<10)
+			}
+			fmt.Printf(" %s |", cell)
 		}
 		fmt.Println()
 	}
