@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net"
 	"path"
+	"strings"
 )
 
 // A Registration is what an app that asks for a public address shows of itself.
@@ -19,6 +20,8 @@ type Registration struct {
 	Name   string // the name asked for; may be empty
 	Port   int    // the port asked for; 0 if the relay is to choose
 	Shared bool   // it would share the name with others
+
+	Hostname string // that clients are to reach it by; empty if it wants a port of its own
 }
 
 // A Grant is what an authorizer lets an app have.
@@ -31,6 +34,12 @@ type Grant struct {
 	// Names are the names that the app may ask for, as patterns of path.Match: "web",
 	// "web-*". Nil: any. An app that asks for none is let through.
 	Names []string
+
+	// Hostnames are those that the app may ask for, as patterns of path.Match, in which
+	// "*" stands for dots too: "app.example.com", "*.example.com". A wildcard, such as
+	// "*.example.com" itself, may be asked for only where a pattern begins with "*". Nil:
+	// any.
+	Hostnames []string
 
 	// FirstPort to LastPort are the public ports that it may have, of those that the
 	// relay has. 0, 0: any.
@@ -112,6 +121,11 @@ func (g *Grant) validate() error {
 			return fmt.Errorf("grant of name %q: %w", p, err)
 		}
 	}
+	for _, p := range g.Hostnames {
+		if _, err := path.Match(p, ""); err != nil {
+			return fmt.Errorf("grant of hostname %q: %w", p, err)
+		}
+	}
 	return g.Limits.validate()
 }
 
@@ -125,6 +139,30 @@ func (g *Grant) allowsName(name string) bool {
 		}
 	}
 	return false
+}
+
+func (g *Grant) allowsHost(host string) bool {
+	if g.Hostnames == nil {
+		return true
+	}
+	wildcard := strings.HasPrefix(host, "*")
+	for _, p := range g.Hostnames {
+		if wildcard && !strings.HasPrefix(p, "*") {
+			continue
+		}
+		if ok, _ := path.Match(p, host); ok {
+			return true
+		}
+	}
+	return false
+}
+
+// allowsAddress reports whether the app may be where a service is.
+func (g *Grant) allowsAddress(svc *service) bool {
+	if svc.host != "" {
+		return g.allowsHost(svc.host)
+	}
+	return g.allowsPort(svc.port)
 }
 
 func (g *Grant) allowsPort(port int) bool {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/tcprelay/relay/internal/dedicated"
 	"github.com/tcprelay/relay/internal/edge"
+	"github.com/tcprelay/relay/internal/greeting"
 	"github.com/tcprelay/relay/internal/join"
 	"github.com/tcprelay/relay/internal/mux"
 	"github.com/tcprelay/relay/internal/pulse"
@@ -49,6 +50,8 @@ const (
 )
 
 var (
+	errOverLimit = errors.New("over a limit")
+
 	errClosed  = errors.New("the service takes no more clients")
 	errWaiting = errors.New("too many clients wait for the app")
 	errWaited  = errors.New("the app did not come back in time")
@@ -68,7 +71,8 @@ type client struct {
 	gone   <-chan struct{} // closed when raw was, by conn's Close; nil if that waits for nothing
 	ip     netip.Addr
 	since  time.Time
-	gauge  *edge.Gauge // of conn; nil if outq and the stream tell all
+	gauge  *edge.Gauge        // of conn; nil if outq and the stream tell all
+	said   *greeting.Greeting // nil if the service has a port of its own
 
 	// Guarded by service.mu.
 	m      *member // nil while it waits
@@ -98,13 +102,21 @@ func (c *client) counts() (in, out int64) {
 
 // carry has a client connected to an app, and its bytes carried until both are done, by
 // goroutines that begin when it returns.
-func (svc *service) carry(conn net.Conn) {
+//
+// Of a client that came by a host the greeting was read; the client is told if nobody
+// serves it.
+func (svc *service) carry(conn net.Conn, said *greeting.Greeting) {
 	c := &client{
 		svc:    svc,
 		raw:    conn,
 		remote: conn.RemoteAddr().String(),
 		ip:     ipOf(conn.RemoteAddr()),
 		since:  time.Now(),
+		said:   said,
+	}
+	var head []byte
+	if said != nil {
+		head, said.Head = said.Head, nil
 	}
 	c.conn, c.gone = edge.Whole(conn)
 	_, watched := socket.Unacked(conn)
@@ -120,13 +132,13 @@ func (svc *service) carry(conn net.Conn) {
 	}
 	if kind := svc.admit(c); kind != "" {
 		svc.intake.Done()
-		c.refuse(kind, errors.New("over a limit"))
+		c.refuse(kind, errOverLimit)
 		c.leave()
 		return
 	}
 	err := svc.connect(c)
 	svc.intake.Done()
-	c.connected(err, nil)
+	c.connected(err, head)
 }
 
 // connected goes on with a client for whom there is an app, or none because of err. Head
@@ -155,7 +167,7 @@ func (c *client) joined(err error) {
 
 // end counts a client out that was admitted, and is nobody's any more.
 func (c *client) end() {
-	c.svc.giveBack(c.svc.claimsOf(c.ip))
+	c.svc.srv.giveBack(c.svc.claimsOf(c.ip))
 	c.leave()
 }
 
@@ -213,16 +225,13 @@ func (svc *service) admit(c *client) (kind string) {
 		return kindClients
 	}
 	claims := svc.claimsOf(c.ip)
-	for i, cl := range claims {
-		if !svc.srv.clients.Take(cl.holder, cl.limit) {
-			svc.giveBack(claims[:i])
-			return cl.kind
-		}
+	if kind := svc.srv.clientsOver(claims); kind != "" {
+		return kind
 	}
 	svc.mu.Lock()
 	defer svc.mu.Unlock()
 	if limit := svc.limits.ClientsPerService; limit > 0 && len(svc.clients) >= limit {
-		svc.giveBack(claims)
+		svc.srv.giveBack(claims)
 		return kindClientsPerService
 	}
 	svc.clients[c] = struct{}{}
@@ -232,16 +241,31 @@ func (svc *service) admit(c *client) (kind string) {
 	return ""
 }
 
+// clientsOver counts a client in, or returns the limit that it is over.
+func (s *Server) clientsOver(claims []claim) (kind string) {
+	for i, cl := range claims {
+		if !s.clients.Take(cl.holder, cl.limit) {
+			s.giveBack(claims[:i])
+			return cl.kind
+		}
+	}
+	return ""
+}
+
 // giveBack counts a client out again.
-func (svc *service) giveBack(claims []claim) {
+func (s *Server) giveBack(claims []claim) {
 	for _, cl := range claims {
-		svc.srv.clients.Give(cl.holder)
+		s.clients.Give(cl.holder)
 	}
 }
 
 // refuse resets a client that was not connected to an app.
 func (c *client) refuse(kind string, err error) {
-	hangUp(c.conn)
+	if c.said == nil {
+		hangUp(c.conn)
+	} else {
+		defer c.turnAway(err)
+	}
 	svc := c.svc
 	svc.mu.Lock()
 	svc.refused++
@@ -253,6 +277,15 @@ func (c *client) refuse(kind string, err error) {
 		event = EventClientLeft
 	}
 	svc.event(Event{Kind: event, Remote: c.remote, Err: err})
+}
+
+// turnAway tells a client that came by a host that it is not served.
+func (c *client) turnAway(err error) {
+	why := greeting.Away
+	if err == errOverLimit || err == errWaiting {
+		why = greeting.Refused
+	}
+	farewell(c.conn, time.Now().Add(refusalTime), c.said.Answer(why))
 }
 
 // dismiss takes a client that no app had out of the service's book.

@@ -83,6 +83,7 @@ type spares struct {
 	added   time.Time                 // when one came last: a sign of life
 	unsaid  []wire.Secret             // of asked, those that the app was not told yet
 	asking  bool                      // askAll runs
+	filling bool                      // so many are missing that all of them are asked for
 	closed  bool                      // nobody will need another one
 	all     map[*dedicated.Conn]struct{}
 }
@@ -168,9 +169,9 @@ func (s *spares) refill() {
 	s.ask()
 }
 
-// refillLocked makes secrets for the connections that the app is to be asked for: half of
-// what it wants to have ready at once, but for clients that wait, so that not each client
-// costs a message.
+// refillLocked makes secrets for the connections that the app is to be asked for: when half
+// of those that it wants to have ready are missing, or clients wait, so that not each
+// client costs a message.
 func (s *spares) refillLocked() {
 	now := time.Now()
 	if s.closed || now.Before(s.pause) {
@@ -182,7 +183,8 @@ func (s *spares) refillLocked() {
 		}
 	}
 	missing := s.want + len(s.waiting) - len(s.ready) - len(s.asked)
-	if len(s.waiting) == 0 && missing < (s.want+1)/2 {
+	s.filling = missing > 0 && (s.filling || missing >= (s.want+1)/2)
+	if len(s.waiting) == 0 && !s.filling {
 		return
 	}
 	for range min(missing, s.m.srv.cfg.limits.asks()-len(s.asked)) {

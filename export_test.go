@@ -7,3 +7,10 @@ func WithMaxOpens(n int) ServerOption {
 		return nil
 	})
 }
+
+// ServesHosts reports that apps may have hostnames.
+func ServesHosts(s *Server) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.hosts.listeners) > 0
+}

@@ -12,17 +12,18 @@ import (
 )
 
 // What a server tells its successor, beside the listeners themselves: first those that
-// services register on, then one for each service.
+// services register on, then those for hosts, then one for each service that has a port.
 type estate struct {
 	Registration int // listeners
+	Hosts        int // listeners of ServeHosts
 	Services     []estateService
 }
 
 type estateService struct {
-	Name, Identity, Addr string
-	Shared               bool
-	Owner                Limits
-	Leases               []leaseKey
+	Name, Host, Identity, Addr string
+	Shared                     bool
+	Owner                      Limits
+	Leases                     []leaseKey
 }
 
 // HandOver gives another process, which calls TakeOver on the other end of conn, all it
@@ -56,6 +57,8 @@ func (s *Server) HandOver(ctx context.Context, conn *net.UnixConn) error {
 		}
 		return fmt.Errorf("relay: handing over: %w", err)
 	}
+	// Services may end here from now on, of which the successor knows better.
+	s.stopHosts(ctx)
 	s.cfg.log.Info("handed over", "services", len(e.Services))
 	return nil
 }
@@ -84,6 +87,11 @@ func (s *Server) estate() (e estate, files []*os.File, err error) {
 			e.Registration++
 		}
 	}
+	for _, ln := range s.hosts.listeners {
+		if add(*ln) {
+			e.Hosts++
+		}
+	}
 	for svc := range s.services {
 		var keys []leaseKey
 		for l := range svc.leases {
@@ -91,8 +99,8 @@ func (s *Server) estate() (e estate, files []*os.File, err error) {
 				keys = append(keys, l.key)
 			}
 		}
-		if keys != nil && svc.isOpen() && add(svc.ln) {
-			e.Services = append(e.Services, estateService{svc.name, svc.identity, svc.addr, svc.shared, svc.owner, keys})
+		if keys != nil && svc.isOpen() && err == nil && (svc.host != "" || add(svc.ln)) {
+			e.Services = append(e.Services, estateService{svc.name, svc.host, svc.identity, svc.addr, svc.shared, svc.owner, keys})
 		}
 	}
 	return e, files, err
@@ -100,9 +108,10 @@ func (s *Server) estate() (e estate, files []*os.File, err error) {
 
 // TakeOver receives what the server at the other end of conn hands over: its services,
 // whose apps are away, from now, for the lease time, and the listeners that it had
-// services register on, for Serve. It is called before Serve; ctx bounds it. The
-// options of the two servers should be the same. TakeOver closes conn.
-func (s *Server) TakeOver(ctx context.Context, conn *net.UnixConn) ([]net.Listener, error) {
+// services register on, for Serve, and those for hosts, for ServeHosts. It is called before
+// them; ctx bounds it. The options of the two servers should be the same. TakeOver closes
+// conn.
+func (s *Server) TakeOver(ctx context.Context, conn *net.UnixConn) (registration, hosts []net.Listener, err error) {
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })()
 	var e estate
@@ -111,11 +120,12 @@ func (s *Server) TakeOver(ctx context.Context, conn *net.UnixConn) ([]net.Listen
 	if err == nil {
 		listeners, err = asListeners(files)
 	}
-	if err == nil && (e.Registration < 0 || len(listeners) != e.Registration+len(e.Services)) {
+	own := e.Registration + e.Hosts // which are no service's
+	if err == nil && (e.Registration < 0 || e.Hosts < 0 || len(listeners) != own+e.ports()) {
 		err = errors.New("listeners and services do not match")
 	}
 	if err == nil {
-		err = s.inherit(e.Services, listeners[e.Registration:])
+		err = s.inherit(e.Services, listeners[own:])
 	}
 	if err != nil {
 		for _, ln := range listeners {
@@ -125,7 +135,7 @@ func (s *Server) TakeOver(ctx context.Context, conn *net.UnixConn) ([]net.Listen
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
 		}
-		return nil, fmt.Errorf("relay: taking over: %w", err)
+		return nil, nil, fmt.Errorf("relay: taking over: %w", err)
 	}
 	if err := handover.Done(conn, nil); err != nil {
 		// The other one may go on as if nothing had happened.
@@ -133,10 +143,20 @@ func (s *Server) TakeOver(ctx context.Context, conn *net.UnixConn) ([]net.Listen
 		for _, ln := range listeners {
 			ln.Close()
 		}
-		return nil, fmt.Errorf("relay: taking over: %w", err)
+		return nil, nil, fmt.Errorf("relay: taking over: %w", err)
 	}
 	s.cfg.log.Info("took over", "services", len(e.Services))
-	return listeners[:e.Registration], nil
+	return listeners[:e.Registration:e.Registration], listeners[e.Registration:own:own], nil
+}
+
+// ports returns how many services have one.
+func (e *estate) ports() (n int) {
+	for _, es := range e.Services {
+		if es.Host == "" {
+			n++
+		}
+	}
+	return n
 }
 
 func asListeners(files []*os.File) (all []net.Listener, err error) {
@@ -153,6 +173,8 @@ func asListeners(files []*os.File) (all []net.Listener, err error) {
 }
 
 // inherit enters services that were another server's. Their apps are away.
+//
+// Each that has a port has the next of the listeners.
 func (s *Server) inherit(services []estateService, listeners []net.Listener) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -168,9 +190,18 @@ func (s *Server) inherit(services []estateService, listeners []net.Listener) err
 			return fmt.Errorf("the name %q is taken", es.Name)
 		}
 		names[es.Name] = true
+		if es.Host != "" && s.hosts.services[es.Host] != nil {
+			return fmt.Errorf("the hostname %q is taken", es.Host)
+		}
 	}
-	for i, es := range services {
-		svc := newService(s, es.Name, es.Identity, es.Shared, es.Owner)
+	for _, es := range services {
+		var ln net.Listener
+		if es.Host != "" {
+			ln = newDoor(es.Addr)
+		} else {
+			ln, listeners = listeners[0], listeners[1:]
+		}
+		svc := newService(s, es.Name, es.Host, es.Identity, es.Shared, es.Owner)
 		s.owners.Take(es.Identity, 0)
 		s.enterLocked(svc)
 		for _, key := range es.Leases {
@@ -178,7 +209,7 @@ func (s *Server) inherit(services []estateService, listeners []net.Listener) err
 			svc.leases[l], s.leases[key] = struct{}{}, l
 			s.parkLocked(l)
 		}
-		svc.openLocked(listeners[i], es.Addr)
+		svc.openLocked(ln, es.Addr)
 	}
 	return nil
 }

@@ -43,7 +43,7 @@ func replace(t testing.TB, srv *relay.Server, opts ...relay.ServerOption) *relay
 	a, b := doorway(t)
 	handed := make(chan error, 1)
 	go func() { handed <- srv.HandOver(t.Context(), a) }()
-	listeners, err := next.TakeOver(t.Context(), b)
+	listeners, hosts, err := next.TakeOver(t.Context(), b)
 	if err != nil {
 		t.Fatalf("TakeOver: %v", err)
 	}
@@ -52,6 +52,9 @@ func replace(t testing.TB, srv *relay.Server, opts ...relay.ServerOption) *relay
 	}
 	if len(listeners) != 1 {
 		t.Fatalf("%d listeners", len(listeners))
+	}
+	for _, ln := range hosts {
+		serveHostsOn(t, next, ln)
 	}
 	serveOn(t, next, listeners[0])
 	return next
@@ -247,16 +250,28 @@ func TestHandOverUnderLoad(t *testing.T) {
 	check()
 }
 
-// And while apps are redeployed at the same time.
+// And while apps are redeployed at the same time, be it that clients reach them at a port
+// or by a host.
 func TestHandOverWhileRedeploying(t *testing.T) {
+	t.Run("port", func(t *testing.T) { handOverWhileRedeploying(t) })
+	t.Run("host", func(t *testing.T) { handOverWhileRedeploying(t, relay.WithHostname("web.example.com")) })
+}
+
+func handOverWhileRedeploying(t *testing.T, opts ...relay.RegisterOption) {
 	srv, addr := startRelay(t)
+	hosts := serveHosts(t, srv)
 	check := nothingLeft(t)
 	var served ledger
 	start := func() *webApp {
-		return startWeb(t, addr, &served, relay.WithName("web"), relay.WithShared(), relay.WithWait())
+		return startWeb(t, addr, &served, append(opts, relay.WithName("web"), relay.WithShared(), relay.WithWait())...)
 	}
 	app := start()
-	load := startWebLoad(t, app.ln.Addr().String())
+	public := app.ln.Addr().String()
+	at := public
+	if opts != nil {
+		at = hosts
+	}
+	load := startWebLoadAt(t, public, at)
 	var shut []<-chan error
 	for range 5 {
 		load.more(50)
@@ -291,7 +306,7 @@ func TestHandOverFails(t *testing.T) {
 		"garbage":  func(c *net.UnixConn) { c.Write([]byte("GET / HTTP/1.1\r\n\r\n")); c.Close() },
 		"without leases": func(c *net.UnixConn) {
 			next := newServer(t, relay.WithLease(-1))
-			if lns, err := next.TakeOver(t.Context(), c); err == nil || len(lns) != 0 || !strings.Contains(err.Error(), "lease") {
+			if lns, _, err := next.TakeOver(t.Context(), c); err == nil || len(lns) != 0 || !strings.Contains(err.Error(), "lease") {
 				t.Errorf("TakeOver: %d listeners, %v", len(lns), err)
 			}
 			next.Close()
@@ -310,7 +325,7 @@ func TestHandOverFails(t *testing.T) {
 		"has another app of the name": func(c *net.UnixConn) {
 			next := newServer(t)
 			other := register(t, serve(t, next, "127.0.0.1:0"), relay.WithName("web"))
-			if lns, err := next.TakeOver(t.Context(), c); err == nil || len(lns) != 0 || !strings.Contains(err.Error(), "taken") {
+			if lns, _, err := next.TakeOver(t.Context(), c); err == nil || len(lns) != 0 || !strings.Contains(err.Error(), "taken") {
 				t.Errorf("TakeOver: %d listeners, %v", len(lns), err)
 			}
 			go serveEcho(other)
@@ -329,7 +344,7 @@ func TestHandOverFails(t *testing.T) {
 				a.Close()
 			}()
 			next := newServer(t)
-			if _, err := next.TakeOver(t.Context(), b); err == nil {
+			if _, _, err := next.TakeOver(t.Context(), b); err == nil {
 				t.Error("TakeOver of nonsense")
 			}
 			if err := within(t, "the other's answer", sent); err == nil {
@@ -341,7 +356,7 @@ func TestHandOverFails(t *testing.T) {
 		"closed": func(c *net.UnixConn) {
 			next := newServer(t)
 			next.Close()
-			if _, err := next.TakeOver(t.Context(), c); !errors.Is(err, relay.ErrServerClosed) {
+			if _, _, err := next.TakeOver(t.Context(), c); !errors.Is(err, relay.ErrServerClosed) {
 				t.Errorf("TakeOver: %v", err)
 			}
 		},

@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -51,7 +52,9 @@ const (
 	// CodePortUnavailable: the port asked for is not one of the relay's, not allowed,
 	// or in use.
 	CodePortUnavailable Code = wire.CodePortUnavailable
-	// CodeNameTaken: another service has the name.
+	// CodeHostUnavailable: the relay serves no hostnames.
+	CodeHostUnavailable Code = wire.CodeHostUnavailable
+	// CodeNameTaken: another service has the name, or the hostname.
 	CodeNameTaken Code = wire.CodeNameTaken
 	// CodeServerFull: the relay has no port left, or takes no more services.
 	CodeServerFull Code = wire.CodeServerFull
@@ -173,8 +176,11 @@ func Register(ctx context.Context, addr string, opts ...RegisterOption) (*Listen
 			return nil, err
 		}
 	}
-	if cfg.shared && cfg.name == "" {
+	if cfg.shared && cfg.name == "" && cfg.hostname == "" {
 		return nil, errors.New("relay: WithShared: only a name can be shared; see WithName")
+	}
+	if cfg.hostname != "" && cfg.port != 0 {
+		return nil, errors.New("relay: WithHostname and WithPort exclude each other")
 	}
 	running, stop := context.WithCancel(context.Background())
 	connecting, stopConnecting := context.WithCancel(running)
@@ -308,13 +314,14 @@ func (l *Listener) connect(ctx context.Context) (*link, *RegisterError) {
 		Version:     wire.Version,
 		Name:        l.cfg.name,
 		Port:        l.cfg.port,
+		Hostname:    l.cfg.hostname,
 		Token:       l.cfg.token,
 		Shared:      l.cfg.shared,
 		HeartbeatMS: int(max(l.cfg.heartbeat.interval, 0) / time.Millisecond),
 	}
 	l.mu.Lock()
 	hello.Lease = l.lease
-	if l.addr != nil {
+	if l.addr != nil && hello.Hostname == "" {
 		hello.Port = portOf(l.addr)
 	}
 	again := l.addr != nil
@@ -384,6 +391,10 @@ func (l *Listener) register(ctx context.Context, conn net.Conn, hello wire.Hello
 	}
 	if err == nil && hello.Port != 0 && hello.Port != portOf(addr) {
 		err = fmt.Errorf("asked for port %d and got %v", hello.Port, addr)
+	}
+	if err == nil && hello.Hostname != "" && !strings.HasPrefix(reply.Address, hello.Hostname+":") {
+		k.drop()
+		return nil, &RegisterError{Addr: l.relay, Code: CodeHostUnavailable, Message: "the relay knows of no hostnames"}
 	}
 	if err != nil {
 		k.sess.CloseWithError(mux.ProtocolError, err)

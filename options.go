@@ -71,6 +71,7 @@ type registerConfig struct {
 	heartbeat heartbeat
 	name      string
 	port      int
+	hostname  string
 	shared    bool
 	token     string
 	inClear   bool // the token may be sent over plain TCP
@@ -369,6 +370,25 @@ func WithName(name string) RegisterOption {
 			return fmt.Errorf("relay: WithName: %d bytes are more than %d", len(name), maxName)
 		}
 		c.name = name
+		return nil
+	})
+}
+
+// WithHostname has clients reach the service by a host, such as "app.example.com", through
+// the listeners that the relay has for all such services ([Server.ServeHosts]), instead
+// of a port of its own: by TLS, which ends in the app ([crypto/tls.NewListener],
+// [net/http.Server.ServeTLS]), or by HTTP in clear. "*.example.com" is every name with one
+// label more. DNS has to lead them to the relay. A hostname belongs to one service at a
+// time, or to those that share it; it is the service's name too, unless WithName gives it
+// another. It excludes WithPort. With "", the default, the service has a port.
+func WithHostname(host string) RegisterOption {
+	return registerOption(func(c *registerConfig) error {
+		if host != "" {
+			if err := checkHostname(host); err != nil {
+				return fmt.Errorf("relay: WithHostname: %w", err)
+			}
+		}
+		c.hostname = host
 		return nil
 	})
 }

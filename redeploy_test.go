@@ -171,10 +171,18 @@ func startLoad(t testing.TB, clients int, client func(i int) (request func(id in
 // connection for the next request, and make only such as http.Transport makes again
 // when the app has closed the connection meanwhile. The others have a new one for each
 // request, and http.Transport makes none of theirs again.
-func startWebLoad(t testing.TB, public string) *load {
+func startWebLoad(t testing.TB, public string) *load { return startWebLoadAt(t, public, public) }
+
+// startWebLoadAt is startWebLoad for clients that find the public address at another.
+func startWebLoadAt(t testing.TB, public, at string) *load {
 	return startLoad(t, 8, func(i int) func(int64) error {
 		fresh := i%2 == 0
-		transport := &http.Transport{DisableKeepAlives: fresh}
+		transport := &http.Transport{
+			DisableKeepAlives: fresh,
+			DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+				return new(net.Dialer).DialContext(ctx, network, at)
+			},
+		}
 		t.Cleanup(transport.CloseIdleConnections)
 		return webRequest(transport, public, fresh)
 	})

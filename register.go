@@ -212,14 +212,8 @@ func sayTLS(ctx context.Context, conn net.Conn) {
 	if d, ok := ctx.Deadline(); ok && d.Before(until) {
 		until = d
 	}
-	conn.SetDeadline(until)
 	const alert, fatal, unexpected = 21, 2, 10
-	if _, err := conn.Write([]byte{alert, 3, 1, 0, 2, fatal, unexpected}); err == nil {
-		if c, ok := conn.(interface{ CloseWrite() error }); ok {
-			c.CloseWrite() // an app waits for a frame's header, which is longer
-		}
-		io.Copy(io.Discard, conn)
-	}
+	farewell(conn, until, []byte{alert, 3, 1, 0, 2, fatal, unexpected}) // an app waits for a frame's header, which is longer
 }
 
 // A refusal is an error that the service is told.
@@ -270,7 +264,12 @@ func (m *member) readHello(ctx context.Context) error {
 	case len(hello.Name) > maxName:
 		return refuse(wire.CodeMalformed, fmt.Sprintf("the name is longer than %d bytes", maxName),
 			fmt.Errorf("name of %d bytes", len(hello.Name)))
-	case hello.Shared && hello.Name == "":
+	case hello.Hostname != "" && checkHostname(hello.Hostname) != nil:
+		return refuse(wire.CodeHostUnavailable, "not a hostname", fmt.Errorf("hostname %.300q", hello.Hostname))
+	case hello.Hostname != "" && hello.Port != 0:
+		return refuse(wire.CodeMalformed, "a hostname comes without a port of its own",
+			fmt.Errorf("port %d and hostname %s", hello.Port, hello.Hostname))
+	case hello.Shared && hello.Name == "" && hello.Hostname == "":
 		return refuse(wire.CodeMalformed, "only a name can be shared", errors.New("shared without a name"))
 	case hello.Port < 0 || hello.Port > 65535:
 		return refuse(wire.CodePortUnavailable, "not a port", fmt.Errorf("port %d asked for", hello.Port))
@@ -301,6 +300,8 @@ func (m *member) authorize(ctx context.Context, conn net.Conn) error {
 		Name:   m.asked.Name,
 		Port:   m.asked.Port,
 		Shared: m.asked.Shared,
+
+		Hostname: m.asked.Hostname,
 	}
 	m.asked.Token = "" // nobody else needs it
 	if tc, ok := conn.(*tls.Conn); ok {
@@ -322,6 +323,8 @@ func (m *member) authorize(ctx context.Context, conn net.Conn) error {
 		return refuse(wire.CodeUnauthorized, "not authorized", err)
 	case !grant.allowsName(r.Name):
 		return refuse(wire.CodeUnauthorized, "not authorized for this name", fmt.Errorf("%s asks for the name %q", who(grant.Identity), r.Name))
+	case r.Hostname != "" && !grant.allowsHost(r.Hostname):
+		return refuse(wire.CodeUnauthorized, "not authorized for this hostname", fmt.Errorf("%s asks for the hostname %s", who(grant.Identity), r.Hostname))
 	case r.Port != 0 && !grant.allowsPort(r.Port):
 		return refuse(wire.CodePortUnavailable, "not authorized for this port", fmt.Errorf("%s asks for port %d", who(grant.Identity), r.Port))
 	}
@@ -378,15 +381,19 @@ func (s *Server) findPlace(m *member) (svc *service, mine bool, err error) {
 			return nil, false, refuse(wire.CodeUnauthorized, "not authorized for this name any more",
 				fmt.Errorf("%s resumes the name %q", who(m.grant.Identity), l.svc.name))
 		}
-		if !m.grant.allowsPort(l.svc.port) {
-			return nil, false, refuse(wire.CodePortUnavailable, "not authorized for this port any more",
-				fmt.Errorf("%s resumes on port %d", who(m.grant.Identity), l.svc.port))
+		if !m.grant.allowsAddress(l.svc) {
+			return nil, false, refuse(wire.CodePortUnavailable, "not authorized for this address any more",
+				fmt.Errorf("%s resumes at %s", who(m.grant.Identity), l.svc.addr))
 		}
 		s.resumeLocked(l, m)
 		return nil, false, nil
 	}
-	svc = s.holderLocked(h, m.grant.Identity)
+	name := cmp.Or(h.Name, h.Hostname)
+	svc = s.holderLocked(name, h.Port, m.grant.Identity)
 	switch {
+	case svc == nil && s.hosts.services[h.Hostname] != nil, svc != nil && svc.host != h.Hostname:
+		return nil, false, refuse(wire.CodeNameTaken, "another service has this name or hostname",
+			fmt.Errorf("name %q with hostname %q", name, h.Hostname))
 	case svc == nil:
 	case !svc.isOpen():
 		return svc, false, nil
@@ -395,8 +402,8 @@ func (s *Server) findPlace(m *member) (svc *service, mine bool, err error) {
 			return nil, false, refuse(wire.CodePortUnavailable, fmt.Sprintf("the name has port %d", svc.port),
 				fmt.Errorf("port %d for a share of %s", h.Port, svc.addr))
 		}
-		if !m.grant.allowsPort(svc.port) {
-			return nil, false, refuse(wire.CodePortUnavailable, "not authorized for the name's port",
+		if !m.grant.allowsAddress(svc) {
+			return nil, false, refuse(wire.CodePortUnavailable, "not authorized for the name's address",
 				fmt.Errorf("a share of %s for %s", svc.addr, who(m.grant.Identity)))
 		}
 		if limit := svc.limits.AppsPerService; limit > 0 && svc.apps() >= limit {
@@ -407,7 +414,7 @@ func (s *Server) findPlace(m *member) (svc *service, mine bool, err error) {
 		return nil, false, nil
 	case svc.identity != "" && svc.identity == m.grant.Identity && svc.parked():
 		// Its owner has come back without the lease, as after a crash.
-		if (h.Port == 0 || h.Port == svc.port) && m.grant.allowsPort(svc.port) {
+		if (h.Port == 0 || h.Port == svc.port) && m.grant.allowsAddress(svc) {
 			svc.shared = h.Shared
 			s.attachLocked(svc, m)
 			for l := range svc.leases {
@@ -428,22 +435,22 @@ func (s *Server) findPlace(m *member) (svc *service, mine bool, err error) {
 		return nil, false, refuse(wire.CodeServerFull, "no more services for you",
 			fmt.Errorf("%d services of %s", m.grant.Limits.Services, who(m.grant.Identity)))
 	}
-	svc = newService(s, h.Name, m.grant.Identity, h.Shared, m.grant.Limits)
+	svc = newService(s, name, h.Hostname, m.grant.Identity, h.Shared, m.grant.Limits)
 	s.enterLocked(svc)
 	return svc, true, nil
 }
 
 // holderLocked returns who has the name that is asked for, or, of services without
 // one, a parked service of the same owner that has the port.
-func (s *Server) holderLocked(h *wire.Hello, identity string) *service {
-	if h.Name != "" {
-		return s.names[h.Name]
+func (s *Server) holderLocked(name string, port int, identity string) *service {
+	if name != "" {
+		return s.names[name]
 	}
-	if h.Port == 0 || identity == "" {
+	if port == 0 || identity == "" {
 		return nil
 	}
 	for svc := range s.services {
-		if svc.name == "" && svc.port == h.Port && svc.identity == identity && svc.parked() {
+		if svc.name == "" && svc.port == port && svc.identity == identity && svc.parked() {
 			return svc
 		}
 	}
@@ -452,14 +459,12 @@ func (s *Server) holderLocked(h *wire.Hello, identity string) *service {
 
 // open gives a new service its public listener.
 func (s *Server) open(ctx context.Context, registration net.Listener, svc *service, m *member) error {
-	host := s.cfg.publicHost
-	if !s.cfg.publicHostSet {
-		host = hostOf(registration.Addr())
-	}
+	ln, err := s.listenFor(ctx, registration, svc, m)
 	port := m.asked.Port
-	ln, err := s.cfg.ports.Listen(ctx, host, port, m.grant.FirstPort, m.grant.LastPort)
 	switch {
 	case err == nil:
+	case err == errNoHosts:
+		err = refuse(wire.CodeHostUnavailable, "this relay serves no hostnames", err)
 	case ctx.Err() != nil:
 		err = fmt.Errorf("public listener: %w", context.Cause(ctx))
 	case errors.Is(err, ports.ErrFull):
@@ -488,11 +493,26 @@ func (s *Server) open(ctx context.Context, registration net.Listener, svc *servi
 		close(svc.opened)
 		return err
 	}
-	host = s.advertisedHost(ln, m.sess)
+	addr := ln.Addr().String()
+	if svc.host == "" {
+		addr = net.JoinHostPort(s.advertisedHost(ln, m.sess), strconv.Itoa(portOf(ln.Addr())))
+	}
 	s.attachLocked(svc, m)
-	svc.openLocked(ln, net.JoinHostPort(host, strconv.Itoa(portOf(ln.Addr()))))
+	svc.openLocked(ln, addr)
 	m.log = svc.log
 	return nil
+}
+
+// listenFor makes the public listener that m asks for: at its own port, or at a host.
+func (s *Server) listenFor(ctx context.Context, registration net.Listener, svc *service, m *member) (net.Listener, error) {
+	if svc.host != "" {
+		return s.openDoor(svc.host)
+	}
+	host := s.cfg.publicHost
+	if !s.cfg.publicHostSet {
+		host = hostOf(registration.Addr())
+	}
+	return s.cfg.ports.Listen(ctx, host, m.asked.Port, m.grant.FirstPort, m.grant.LastPort)
 }
 
 // enterLocked takes a service up in the server's books.
@@ -500,6 +520,9 @@ func (s *Server) enterLocked(svc *service) {
 	s.services[svc] = struct{}{}
 	if svc.name != "" {
 		s.names[svc.name] = svc
+	}
+	if svc.host != "" {
+		s.hosts.services[svc.host] = svc
 	}
 }
 

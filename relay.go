@@ -151,6 +151,7 @@ type Server struct {
 	// Who holds how much; each for itself, beside mu.
 	pendingIPs quota.Book[netip.Addr]
 
+	hosts     hosts // guarded by mu
 	askers    askers
 	dedicated atomic.Int64       // connections, spare ones too
 	owners    quota.Book[string] // services of each identity
@@ -177,6 +178,10 @@ func NewServer(opts ...ServerOption) (*Server, error) {
 		names:     make(map[string]*service),
 		leases:    make(map[leaseKey]*lease),
 		done:      make(chan struct{}),
+		hosts: hosts{
+			services: make(map[string]*service),
+			greeting: make(map[net.Conn]struct{}),
+		},
 	}
 	for _, o := range opts {
 		if o == nil {
@@ -305,6 +310,7 @@ func (s *Server) untrack(ln *net.Listener) {
 // services, and waits until their clients have left; then it ends their sessions.
 // If ctx ends first it does what Close does and returns ctx's error.
 func (s *Server) Shutdown(ctx context.Context) error {
+	s.stopHosts(ctx)
 	var told sync.WaitGroup
 	for _, m := range s.stopListening() {
 		told.Go(m.drain)
@@ -355,8 +361,14 @@ func (s *Server) stopListening() (all []*member) {
 	for ln := range s.listeners {
 		closers = append(closers, *ln)
 	}
+	for _, ln := range s.hosts.listeners {
+		closers = append(closers, *ln)
+	}
 	for conn := range s.pending {
 		closers = append(closers, *conn)
+	}
+	for conn := range s.hosts.greeting {
+		closers = append(closers, conn)
 	}
 	for svc := range s.services {
 		all = append(all, svc.endLocked()...)
@@ -416,7 +428,9 @@ func (s *Server) Disconnect(name string) error {
 // refused or cut off, by why: the codes of registration errors, and the names in
 // Limits. There are also, of registrations, "tls" (a handshake that failed), "broken"
 // (not the protocol, or hung up before the reply), and of dedicated connections "secret"
-// (nobody had asked for it) and "files" (no files left for it); of clients "no_app" (no app took it);
+// (nobody had asked for it) and "files" (no files left for it); of clients "no_app" (no app
+// took it), and of those who come by a host "unknown_host" and "greeting" (none that names
+// a host, in time or at all);
 // and "accept" (Accept of a listener failed, and was tried again).
 func (s *Server) Refusals() map[string]int64 { return s.refused.Counts() }
 
@@ -424,6 +438,7 @@ func (s *Server) Refusals() map[string]int64 { return s.refused.Counts() }
 type ServiceInfo struct {
 	Name     string    // as given, or else the public address
 	Address  string    // the public address, as the service was told
+	Hostname string    // that clients reach it by; empty if it has a port of its own
 	Identity string    // whose it is
 	Shared   bool      // several apps may have it
 	Since    time.Time // when it was first registered

@@ -21,7 +21,8 @@ import (
 // One goroutine runs for it, the accept loop, beside those of its sessions and clients.
 type service struct {
 	srv      *Server
-	name     string // as asked for; may be empty
+	name     string // as asked for, or the hostname; may be empty
+	host     string // that clients reach it by; empty if it has a port of its own
 	identity string
 	owner    Limits    // of the identity as a whole; the server's book of clients is kept by them
 	limits   Limits    // of the service and its clients
@@ -77,11 +78,12 @@ func keyOf(secret string) leaseKey { return sha256.Sum256([]byte(secret)) }
 
 // newService returns a service that is not open yet. Owner are the limits of the
 // identity.
-func newService(s *Server, name, identity string, shared bool, owner Limits) *service {
+func newService(s *Server, name, host, identity string, shared bool, owner Limits) *service {
 	limits := owner.or(s.cfg.limits)
 	return &service{
 		srv:      s,
 		name:     name,
+		host:     host,
 		identity: identity,
 		owner:    owner,
 		limits:   limits,
@@ -316,6 +318,9 @@ func (svc *service) endLocked() []*member {
 		if s.names[svc.name] == svc {
 			delete(s.names, svc.name)
 		}
+		if s.hosts.services[svc.host] == svc {
+			delete(s.hosts.services, svc.host)
+		}
 		if svc.ln != nil {
 			svc.ln.Close()
 		}
@@ -359,7 +364,11 @@ func (svc *service) acceptClients() {
 	err := svc.srv.acceptLoop(svc.ln, func(conn net.Conn) {
 		svc.intake.Add(1)
 		svc.srv.wg.Add(1) // until client.end
-		go svc.carry(conn)
+		if g, ok := conn.(*greeted); ok {
+			go svc.carry(g.Conn, &g.greeting)
+			return
+		}
+		go svc.carry(conn, nil)
 	})
 	svc.intake.Done()
 	svc.srv.mu.Lock()
@@ -392,6 +401,7 @@ func (svc *service) info() ServiceInfo {
 	info := ServiceInfo{
 		Name:     svc.title(),
 		Address:  svc.addr,
+		Hostname: svc.host,
 		Identity: svc.identity,
 		Shared:   shared,
 		Since:    svc.since,

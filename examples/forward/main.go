@@ -32,6 +32,7 @@ func main() {
 	to := flag.String("to", "127.0.0.1:3000", "local `address` that clients are carried to")
 	port := flag.Int("port", 0, "public port to ask for (default: the relay chooses)")
 	name := flag.String("name", "", "name of the service at the relay")
+	hostname := flag.String("hostname", "", "`host` that clients reach the service by, through the relay's -hosts, instead of a port")
 	shared := flag.Bool("shared", false, "share the name, and its address, with others")
 	wait := flag.Bool("wait", false, "wait until the relay can be reached and has room")
 	useTLS := flag.Bool("tls", false, "reach the relay over TLS")
@@ -48,7 +49,7 @@ func main() {
 	}
 
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
-	opts := []relay.RegisterOption{relay.WithLogger(log), relay.WithPort(*port), relay.WithName(*name)}
+	opts := []relay.RegisterOption{relay.WithLogger(log), relay.WithPort(*port), relay.WithName(*name), relay.WithHostname(*hostname)}
 	if *shared {
 		opts = append(opts, relay.WithShared())
 	}

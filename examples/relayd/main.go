@@ -37,6 +37,7 @@ type config struct {
 	listen, ports, public, advertise string
 	cert, key, clientCA              string
 	tokens                           []string // files
+	hosts                            []string // addresses
 	lease, heartbeat, drain          time.Duration
 	handover                         string
 }
@@ -47,6 +48,10 @@ func main() {
 	flag.StringVar(&c.ports, "ports", "", "public ports, `first-last` (default: any free port)")
 	flag.StringVar(&c.public, "public", "", "`host` that public ports are bound to (default: that of -listen)")
 	flag.StringVar(&c.advertise, "advertise", "", "`host` that services are told in their public address (default: where the port is bound)")
+	flag.Func("hosts", "`address`, such as :443, at which clients reach the services that have a hostname, by TLS (which ends in the service) or HTTP; may be given several times", func(s string) error {
+		c.hosts = append(c.hosts, s)
+		return nil
+	})
 	flag.StringVar(&c.cert, "cert", "", "`file` with a certificate, for services to register over TLS")
 	flag.StringVar(&c.key, "key", "", "`file` with its key")
 	flag.StringVar(&c.clientCA, "client-ca", "", "`file` with the CA certificates of services: only those with a certificate from them may register")
@@ -93,13 +98,16 @@ func run(log *slog.Logger, c *config) error {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	listeners, err := c.listeners(ctx, srv)
+	registration, hosts, err := c.listeners(ctx, srv)
 	if err != nil {
 		return err
 	}
 	defer srv.Close()
-	failed := make(chan error, len(listeners))
-	for _, ln := range listeners {
+	failed := make(chan error, len(hosts)+len(registration))
+	for _, ln := range hosts {
+		go func() { failed <- srv.ServeHosts(ln) }()
+	}
+	for _, ln := range registration {
 		go func() { failed <- srv.Serve(ln) }()
 	}
 	if c.handover != "" {
@@ -241,12 +249,35 @@ func parsePorts(s string) (first, last int, err error) {
 	return first, last, nil
 }
 
-// listeners returns what services register on: a predecessor's sockets, if there is
-// one that hands them over, or a new one.
-func (c *config) listeners(ctx context.Context, srv *relay.Server) ([]net.Listener, error) {
+// listeners returns what services register on, and what clients of hosts come to: a
+// predecessor's sockets, if there is one that hands them over, or new ones.
+func (c *config) listeners(ctx context.Context, srv *relay.Server) (registration, hosts []net.Listener, err error) {
+	registration, hosts, err = c.inherited(ctx, srv)
+	if err == nil && registration == nil {
+		registration, err = listen(c.listen)
+	}
+	if err == nil && hosts == nil {
+		hosts, err = listen(c.hosts...)
+	}
+	return registration, hosts, err
+}
+
+func listen(addrs ...string) (all []net.Listener, err error) {
+	for _, addr := range addrs {
+		ln, err := net.Listen("tcp", addr)
+		if err != nil {
+			return nil, err // the program ends for it
+		}
+		all = append(all, ln)
+	}
+	return all, nil
+}
+
+// inherited returns what a predecessor hands over, and nothing if there is none.
+func (c *config) inherited(ctx context.Context, srv *relay.Server) (registration, hosts []net.Listener, err error) {
 	if c.handover != "" {
 		if info, err := os.Stat(c.handover); err == nil && info.Mode().Type() != fs.ModeSocket {
-			return nil, fmt.Errorf("-handover: %s is there, and is no socket", c.handover)
+			return nil, nil, fmt.Errorf("-handover: %s is there, and is no socket", c.handover)
 		}
 		conn, err := net.Dial("unix", c.handover)
 		if err == nil {
@@ -255,14 +286,10 @@ func (c *config) listeners(ctx context.Context, srv *relay.Server) ([]net.Listen
 			return srv.TakeOver(ctx, conn.(*net.UnixConn))
 		}
 		if !errors.Is(err, syscall.ECONNREFUSED) && !errors.Is(err, fs.ErrNotExist) {
-			return nil, fmt.Errorf("-handover: %w", err)
+			return nil, nil, fmt.Errorf("-handover: %w", err)
 		}
 	}
-	ln, err := net.Listen("tcp", c.listen)
-	if err != nil {
-		return nil, err
-	}
-	return []net.Listener{ln}, nil
+	return nil, nil, nil
 }
 
 // openDoor listens for a successor, in the place of a predecessor if there was one.

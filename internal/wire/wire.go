@@ -29,6 +29,7 @@ type Hello struct {
 	Version  int      `json:"version"`
 	Name     string   `json:"name,omitempty"`
 	Port     int      `json:"port,omitempty"`
+	Hostname string   `json:"hostname,omitempty"` // instead of a port of its own
 	Token    string   `json:"token,omitempty"`
 	Lease    string   `json:"lease,omitempty"`
 	Shared   bool     `json:"shared,omitempty"`
@@ -67,6 +68,7 @@ const (
 	CodeMalformed       = "malformed"        // the hello is too long, not JSON, or has bad values
 	CodeVersion         = "version"          // the relay does not speak the hello's version
 	CodePortUnavailable = "port_unavailable" // out of the relay's range, or in use
+	CodeHostUnavailable = "host_unavailable" // not a hostname, or the relay serves none
 	CodeNameTaken       = "name_taken"
 	CodeServerFull      = "server_full"  // no port is left, or the limit of services reached
 	CodeClosing         = "closing"      // the relay is going away
