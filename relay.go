@@ -70,6 +70,9 @@
 // relay refuses the app for good. Connections that were accepted in a session that
 // broke end with an error. [WithEvents] tells of it.
 //
+// Services can share one public port, and be told apart by host ([WithHostname],
+// [Server.ServeHosts]).
+//
 // Several apps can share a name and its address ([WithShared]), to be replaced without
 // a gap or to share the work.
 //
@@ -77,8 +80,9 @@
 //
 // All methods may be called from any goroutine. A Listener has one goroutine, two for
 // each session and one for each spare connection ([WithDedicated]), and a Conn none. A
-// Server has one for each service, four for each session and two for each client, beside
-// the callers of Serve; its Close returns when they have ended. Nothing is logged unless
+// Server has one for each service, four for each session and one for each client, and a
+// second one while a client does not take what comes, or is carried by a connection of its
+// own, beside the callers of Serve; its Close returns when they have ended. Nothing is logged unless
 // [WithLogger] is given.
 //
 // # Errors
