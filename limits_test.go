@@ -1255,7 +1255,7 @@ func TestClientUnread(t *testing.T) {
 			client, app := s.pair(a)
 			var most int
 			for rounds := 0; rounds < 5 || most < tt.least && rounds < 50; rounds++ {
-				const first = 5 << 20
+				const first = 40 << 20
 				go app.Write(make([]byte, first))
 				if _, err := io.ReadFull(client, make([]byte, first)); err != nil {
 					t.Fatal(err)

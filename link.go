@@ -132,9 +132,11 @@ func (k *link) startPulse(often time.Duration) {
 	k.pulse = pulse.Start(k.sess, pulse.Config{
 		Interval: h.interval,
 		Dead:     h.dead,
+		Trip:     k.sess.Trip,
 		Ping:     func(id int64) { k.say(wire.Control{Type: wire.Ping, ID: id}) },
 		Lost:     func(err error) { k.sess.CloseWithError(mux.NoError, err) },
 	})
+	k.pulse.Ask() // while nothing else is on its way
 }
 
 // serve handles what the relay says until the session is over, and returns why, for the

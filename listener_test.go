@@ -458,6 +458,9 @@ func TestControl(t *testing.T) {
 	addr, sessions := fakeRelay(t, goodReply)
 	l := register(t, addr)
 	sess := within(t, "a session", sessions)
+	if m := sess.next(t); m.Type != wire.Ping {
+		t.Errorf("the app says %+v", m)
+	}
 	io.WriteString(sess.control, `{"type":"from the future"}`+"\n"+`{"type":"ping","id":42}`+"\n")
 	if m := sess.next(t); !reflect.DeepEqual(m, wire.Control{Type: wire.Pong, ID: 42}) {
 		t.Errorf("the app says %+v", m)

@@ -160,12 +160,14 @@ func (m *member) startPulse() {
 	p := pulse.Start(m.sess, pulse.Config{
 		Interval: h.interval,
 		Dead:     h.dead,
+		Trip:     m.sess.Trip,
 		Ping:     func(id int64) { m.say(wire.Control{Type: wire.Ping, ID: id}) },
 		Lost:     func(err error) { m.sess.Fail(mux.NoError, err) }, // a client may be waiting
 	})
 	m.svc.mu.Lock()
 	m.pulse = p
 	m.svc.mu.Unlock()
+	p.Ask() // while nothing else is on its way
 }
 
 // release ends the hold of a session that has ended on its lease, and returns what that

@@ -34,6 +34,7 @@ type Session struct {
 	unread  atomic.Int64 // bytes received and not yet consumed
 	reads   atomic.Int64 // counts reads of streams: the clock of Stream.lastRead
 	grown   atomic.Int64 // by how much receive windows have grown beyond Window
+	trips   trips        // how far away the peer is
 	refused atomic.Int64
 	offered atomic.Int64
 
@@ -184,6 +185,10 @@ func (s *Session) LastHeard() time.Time { return s.in.heard.time() }
 // session began. A write that the transport is stuck in does not count; one that takes
 // its time, of 256 KiB and some small frames, counts when it is done.
 func (s *Session) LastSent() time.Time { return s.out.wrote.time() }
+
+// Trip tells the session how long a round trip took that it does not know of, a message's
+// and its answer. How large windows become depends on the shortest ones.
+func (s *Session) Trip(d time.Duration) { s.trips.add(d, time.Now()) }
 
 // Err returns why the session ended, and nil before.
 func (s *Session) Err() error {

@@ -1,12 +1,24 @@
 package mux
 
+import (
+	"cmp"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
 // recvWindow is the receiving side's account of what the peer may send. Its stream's
 // lock guards it.
 //
-// The window grows when it is what holds the sender up. The sign of that needs no
-// clock: a frame that ends exactly where an earlier window ended, although we have
-// given more since, means that the sender stood still until our update reached it;
-// and if hardly anything is unread meanwhile, the reader was not the cause.
+// The window grows when it is what holds the sender up. The sign of that is a frame that
+// ends exactly where an earlier window ended, although we have given more since: the
+// sender stood still until our update reached it; and if hardly anything is unread
+// meanwhile, the reader was not the cause.
+//
+// A sender that only waits for the transport shows the same sign, and what a larger window
+// lets it send would just wait in the transport, in front of everybody's messages. So the
+// window does not grow beyond what comes in paths round trips, of the shortest that the
+// session has seen (trips).
 //
 // It shrinks by what is read and not given back, half at a time and down to its initial
 // size, each time that as much as it holds was read and half of it always waited:
@@ -17,7 +29,14 @@ type recvWindow struct {
 	freed int // consumed and not given back yet
 
 	watching bool
-	edge     int // bytes from here to the end of the window before the last update
+	edge     int       // bytes from here to the end of the window before the last update
+	given    time.Time // when that left
+	waited   time.Time // when one left that the sender stood still for, until the next frame
+
+	came  int       // bytes since the rate was looked at
+	since time.Time // which was then; or when the first of all came
+	rate  float64   // the last one, in bytes a second; 0: none
+	lasts float64   // that, or the one before if it was less; 0: none
 
 	turn   int // bytes consumed of a window's worth, after which it is looked at
 	behind int // that was unread at least, this turn
@@ -45,8 +64,17 @@ func (st *Stream) reserve(n int) error {
 	if n > w.left {
 		return &SessionError{Code: FlowControlError, Err: errWindow}
 	}
+	if w.since.IsZero() {
+		w.since = time.Now()
+	}
+	if !w.waited.IsZero() {
+		now := time.Now()
+		st.s.trips.add(now.Sub(w.waited), now)
+		w.waited = time.Time{}
+	}
 	w.left -= n
 	w.edge -= n
+	w.came += n
 	return nil
 }
 
@@ -65,7 +93,7 @@ func (w *recvWindow) consumed(n int, st *Stream) (inc int) {
 	}
 	inc = w.freed
 	w.freed = 0
-	if w.left == 0 && w.readerKeepsUp(st) {
+	if w.left == 0 && w.tooSmall(st) && w.readerKeepsUp(st) {
 		inc += w.grow(st)
 	}
 	if w.turn >= w.size {
@@ -78,7 +106,7 @@ func (w *recvWindow) consumed(n int, st *Stream) (inc int) {
 		return 0
 	}
 	if !w.watching {
-		w.watching, w.edge = true, w.left
+		w.watching, w.edge, w.given = true, w.left, time.Now()
 	}
 	w.left += inc
 	return inc
@@ -91,9 +119,12 @@ func (st *Stream) windowSpent() {
 	inc := 0
 	if w.watching && w.edge <= 0 {
 		w.watching = false
-		if w.edge == 0 && w.left > 0 && !st.reset && !st.finRecv && w.readerKeepsUp(st) {
-			inc = w.grow(st)
-			w.left += inc
+		if w.edge == 0 && w.left > 0 && !st.reset && !st.finRecv {
+			w.waited = w.given
+			if w.tooSmall(st) && w.readerKeepsUp(st) {
+				inc = w.grow(st)
+				w.left += inc
+			}
 		}
 	}
 	if inc > 0 {
@@ -107,6 +138,61 @@ func (st *Stream) windowSpent() {
 func (w *recvWindow) readerKeepsUp(st *Stream) bool {
 	unread := int(st.unread.Load())
 	return unread <= w.size/2 && min(unread, w.behind, w.before) <= w.size/4
+}
+
+// paths is how many times what the path holds a window may be: there are updates on their
+// way, and readers that pause. It is more than two, for the rate of a sender that is held
+// up doubles with the window, and what counts is the one before.
+const paths = 3
+
+// tooSmall reports that less than paths round trips use up the window, at the rate at
+// which the last window's worth came, or the one before if that is less: what had queued
+// up somewhere comes at once, and is no rate that lasts. Within a window's worth there is
+// no rate, for a sender that is held up sends it at once too, and then waits.
+func (w *recvWindow) tooSmall(st *Stream) bool {
+	if w.came >= w.size {
+		now := time.Now()
+		rate := float64(w.came) / now.Sub(w.since).Seconds() // infinite if that took no time
+		w.lasts = min(rate, cmp.Or(w.rate, rate))
+		w.since, w.came, w.rate = now, 0, rate
+	}
+	trip := st.s.trips.shortest()
+	return trip == 0 || w.lasts == 0 || float64(w.size) < paths*w.lasts*trip.Seconds()
+}
+
+// trips keeps the shortest round trip of the last minutes, from an update to the first
+// frame that it made possible, or as Session.Trip is told. What is in front of a frame
+// makes longer ones; and so may another path, which is believed in the end.
+type trips struct {
+	least atomic.Int64 // 0: unknown
+
+	mu          sync.Mutex
+	now, before time.Duration
+	turn        time.Time // when now began
+}
+
+// tripsTurn is for how long a round trip counts at least, and half of how long at most.
+const tripsTurn = 2 * time.Minute
+
+func (t *trips) shortest() time.Duration { return time.Duration(t.least.Load()) }
+
+func (t *trips) add(d time.Duration, at time.Time) {
+	if d <= 0 {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.turn.IsZero() || at.Sub(t.turn) >= tripsTurn {
+		t.turn, t.before, t.now = at, t.now, 0
+	}
+	if t.now == 0 || d < t.now {
+		t.now = d
+	}
+	least := t.now
+	if t.before > 0 {
+		least = min(least, t.before)
+	}
+	t.least.Store(int64(least))
 }
 
 // grow doubles the window, as far as it may, and returns by how much it grew. Half

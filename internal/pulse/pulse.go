@@ -42,6 +42,9 @@ type Config struct {
 	// Ping sends a ping. It may wait, and must return when the session has ended. It is
 	// called on a goroutine of its own, and never twice at once.
 	Ping func(id int64)
+	// Trip, if not nil, is told how long each answer took. It must not wait, nor call the
+	// Pulse.
+	Trip func(d time.Duration)
 	// Lost is called when the session is dead, once at most, and must end it.
 	Lost func(err error)
 }
@@ -207,6 +210,9 @@ func (p *Pulse) Pong(id int64) {
 		return
 	}
 	p.rtt = time.Since(p.pings[i].at)
+	if p.cfg.Trip != nil {
+		p.cfg.Trip(p.rtt)
+	}
 	p.pings = slices.Delete(p.pings, 0, i+1)
 	if p.ponged != nil {
 		close(p.ponged)
@@ -227,6 +233,10 @@ func (p *Pulse) Fresh(within time.Duration) bool {
 	heard := p.s.LastHeard()
 	return !heard.IsZero() && time.Since(heard) <= within
 }
+
+// Ask sends a ping at once, and does not wait for the answer, which RTT and Config.Trip
+// tell of.
+func (p *Pulse) Ask() { p.ask(0) }
 
 // Check asks the peer for a sign of life, and waits until one is heard. It sends a ping
 // at once, unless one that is not answered was sent less than within ago. The pong
