@@ -145,6 +145,10 @@ func (w *recvWindow) readerKeepsUp(st *Stream) bool {
 // up doubles with the window, and what counts is the one before.
 const paths = 3
 
+// leastTrip is what a round trip is taken for at least. Processes have to be woken, which
+// on a busy machine takes as long, and a path that is empty meanwhile is not used.
+const leastTrip = 500 * time.Microsecond
+
 // tooSmall reports that less than paths round trips use up the window, at the rate at
 // which the last window's worth came, or the one before if that is less: what had queued
 // up somewhere comes at once, and is no rate that lasts. Within a window's worth there is
@@ -157,7 +161,7 @@ func (w *recvWindow) tooSmall(st *Stream) bool {
 		w.since, w.came, w.rate = now, 0, rate
 	}
 	trip := st.s.trips.shortest()
-	return trip == 0 || w.lasts == 0 || float64(w.size) < paths*w.lasts*trip.Seconds()
+	return trip == 0 || w.lasts == 0 || float64(w.size) < paths*w.lasts*max(trip, leastTrip).Seconds()
 }
 
 // trips keeps the shortest round trip of the last minutes, from an update to the first
