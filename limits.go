@@ -20,7 +20,8 @@ type Limits struct {
 	// everything up to the relay's reply ("handshake"). Its hello may have HelloSize
 	// bytes, by default and at most 16 KiB ("malformed"). Pending of them may be at it
 	// at once, by default 256 ("pending"), and PendingPerIP of one IP address, by
-	// default 64 ("pending_per_ip").
+	// default 64 ("pending_per_ip"). A client that comes by a host ([Server.ServeHosts])
+	// has HandshakeTime and HelloSize too, to say which ("greeting").
 	HandshakeTime time.Duration
 	HelloSize     int
 	Pending       int

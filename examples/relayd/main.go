@@ -3,6 +3,8 @@
 //
 //	go run github.com/tcprelay/relay/examples/relayd -listen 127.0.0.1:8080 -ports 8081-8180
 //
+// Services that have a hostname share the ports of -hosts instead.
+//
 // At SIGINT or SIGTERM it takes no more services and clients, and ends when the
 // clients that are there have left, after -drain, or at a second signal. With
 // -handover another relayd can take its place without a gap.
