@@ -285,6 +285,10 @@ func (c *client) turnAway(err error) {
 	if err == errOverLimit || err == errWaiting {
 		why = greeting.Refused
 	}
+	if why == greeting.Refused || c.svc.srv.isClosing() { // nobody is to be held up
+		sayLast(c.conn, c.said.Answer(why))
+		return
+	}
 	farewell(c.conn, time.Now().Add(refusalTime), c.said.Answer(why))
 }
 

@@ -83,8 +83,8 @@ func (c *Conn) WriteTo(w io.Writer) (int64, error) {
 // nil, or with what has broken one of the two, after which both were reset.
 //
 // Join takes both connections over: nobody else may read, write or close them, and
-// deadlines that are set stay. What it needs for a pair that is idle is a goroutine, and
-// no buffer.
+// deadlines that are set stay. Where both are sockets of the system, a pair that is idle
+// needs no buffer, and one goroutine, or two with [WithDedicated].
 func (c *Conn) Join(to net.Conn, done func(error)) {
 	other, gone := edge.Whole(to)
 	join.Start(other, c.st, func(err error) {

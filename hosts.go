@@ -33,37 +33,58 @@ type hosts struct {
 	closed    bool           // the listeners are
 }
 
-// ServeHosts has the clients that come to ln reach the services that were registered with
+// ServeHosts has the clients that come to the listeners reach the services that were registered with
 // [WithHostname]: by the name in a TLS handshake (server_name) or in the first request of
 // HTTP/1 in clear (Host). What a client says reaches the app byte for byte, TLS ends there,
 // and all that it says later on the same connection goes to the same app.
 //
-// Several may be served; apps are told the port of the one that was served first, which
-// has to be before they register. Whom a client wants it has to say within
+// Apps are told the port of the first listener, which has to be served before they
+// register; more may be served later. Whom a client wants it has to say within
 // Limits.HandshakeTime and Limits.HelloSize; until then it counts as one of Limits.Clients
 // and ClientsPerIP. Who wants somebody unknown gets an alert of TLS (unrecognized_name) or
 // a 404, and if the app is away and does not come back in time another alert, or a 503.
 //
-// It returns like Serve, and closes ln.
-func (s *Server) ServeHosts(ln net.Listener) error {
-	defer ln.Close()
+// It returns like Serve, when one of the listeners ends, and after HandOver too; and
+// closes them.
+func (s *Server) ServeHosts(listeners ...net.Listener) error {
+	closeAll := func() {
+		for _, ln := range listeners {
+			ln.Close()
+		}
+	}
+	defer closeAll()
 	s.mu.Lock()
 	closed := s.closing || s.hosts.closed
 	if !closed {
-		s.hosts.listeners = append(s.hosts.listeners, &ln)
-		s.hosts.greeters.Add(1)
+		for i := range listeners {
+			s.hosts.listeners = append(s.hosts.listeners, &listeners[i])
+			s.hosts.greeters.Add(1)
+		}
 	}
 	s.mu.Unlock()
 	if closed {
 		return ErrServerClosed
 	}
-	defer s.forgetHosts(&ln)
-	s.cfg.log.Info("listening for hosts", "addr", ln.Addr().String())
-	err := s.acceptLoop(ln, s.greet)
-	s.hosts.greeters.Done()
+	ended := make(chan error)
+	for i, ln := range listeners {
+		s.cfg.log.Info("listening for hosts", "addr", ln.Addr().String())
+		go func() {
+			err := s.acceptLoop(ln, s.greet)
+			s.forgetHosts(&listeners[i])
+			s.hosts.greeters.Done()
+			ended <- err
+		}()
+	}
+	var err error
+	for range listeners {
+		if e := <-ended; err == nil {
+			err = e
+			closeAll() // one without the others is none
+		}
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.hosts.closed {
+	if s.hosts.closed || err == nil {
 		err = ErrServerClosed
 	}
 	return err
@@ -104,55 +125,49 @@ func (s *Server) greet(conn net.Conn) {
 // serveGreeting has a client that says whom it wants reach that service.
 func (s *Server) serveGreeting(conn net.Conn) {
 	defer s.hosts.greeters.Done()
-	g, kind, err := s.hear(conn)
-	var svc *service
-	if kind == "" {
-		if svc = s.serviceOf(g.Host); svc == nil {
-			kind, err = kindUnknownHost, fmt.Errorf("host %.100q", g.Host)
-		}
-	}
-	if kind == "" && svc.ln.(*door).pass(&greeted{conn, g}) {
-		s.unlist(conn)
-		return
-	}
-	defer s.unlist(conn)
-	why := greeting.Away // it has just closed
-	switch kind {
-	case "":
-		kind = kindUnknownHost
-	case kindUnknownHost:
-		why = greeting.Unknown
-	case kindGreeting:
-		why = greeting.ReasonOf(err)
-	default:
-		why = greeting.Refused
-	}
-	s.refused.Add(kind, "client refused", "remote", conn.RemoteAddr().String(), "err", cleanErr(err))
-	farewell(conn, time.Now().Add(refusalTime), g.Answer(why))
-}
-
-// hear reads a client's greeting. With an error it returns what that is counted under.
-func (s *Server) hear(conn net.Conn) (g greeting.Greeting, kind string, err error) {
 	limits := &s.cfg.limits
 	claims := []claim{{holder{}, limits.Clients, kindClients}}
 	if ip := ipOf(conn.RemoteAddr()); ip.IsValid() {
 		claims = append(claims, claim{holder{ip: ip}, limits.ClientsPerIP, kindClientsPerIP})
 	}
+	refuse := func(kind string, err error) {
+		s.refused.Add(kind, "client refused", "remote", conn.RemoteAddr().String(), "err", cleanErr(err))
+	}
 	if kind := s.clientsOver(claims); kind != "" {
-		return g, kind, errOverLimit
+		s.greeted(conn)
+		refuse(kind, errOverLimit)
+		hangUp(conn)
+		return
 	}
-	defer s.giveBack(claims)
-	if g, err = greeting.Read(conn, limits.HelloSize); err != nil {
-		return g, kindGreeting, err
+	g, err := greeting.Read(conn, limits.HelloSize)
+	why := greeting.Unknown
+	switch svc := s.serviceOf(g.Host); {
+	case err != nil:
+		why = greeting.ReasonOf(err)
+		refuse(kindGreeting, err)
+	case svc == nil:
+		refuse(kindUnknownHost, fmt.Errorf("host %.100q", g.Host))
+	default:
+		s.greeted(conn)
+		s.giveBack(claims)
+		if svc.ln.(*door).pass(&greeted{conn, g}) {
+			return
+		}
+		refuse(kindUnknownHost, errClosed) // just now
+		sayLast(conn, g.Answer(greeting.Away))
+		return
 	}
-	conn.SetReadDeadline(time.Time{})
-	return g, "", nil
+	farewell(conn, time.Now().Add(refusalTime), g.Answer(why)) // it counts until then
+	s.greeted(conn)
+	s.giveBack(claims)
 }
 
-func (s *Server) unlist(conn net.Conn) {
+// greeted takes note that a client is not greeting any more, and has all the time again.
+func (s *Server) greeted(conn net.Conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.hosts.greeting, conn)
+	conn.SetReadDeadline(time.Time{})
 }
 
 // serviceOf returns the service that has a host: by its own name, or by a wildcard for its
@@ -176,6 +191,9 @@ func (s *Server) serviceOf(host string) *service {
 func (s *Server) openDoor(host string) (net.Listener, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.hosts.closed {
+		return nil, ErrServerClosed
+	}
 	if len(s.hosts.listeners) == 0 {
 		return nil, errNoHosts
 	}
@@ -223,6 +241,14 @@ func farewell(conn net.Conn, until time.Time, b []byte) {
 		}
 		io.Copy(io.Discard, conn)
 	}
+	conn.Close()
+}
+
+// sayLast is farewell for who has read all that the client has said, so that hanging up is
+// no reset, and waits for nothing.
+func sayLast(conn net.Conn, b []byte) {
+	conn.SetWriteDeadline(time.Now().Add(haste)) // there is room for it
+	conn.Write(b)
 	conn.Close()
 }
 

@@ -244,7 +244,8 @@ func TestHostsRefused(t *testing.T) {
 		{"all", "a.example", relay.CodeNameTaken, nil},
 		{"few", "a.example", relay.CodeNameTaken, nil},
 		{"few", "a.example", relay.CodeNameTaken, []relay.RegisterOption{relay.WithName("other")}},
-		{"few", "y.few.example", relay.CodeNameTaken, []relay.RegisterOption{relay.WithName("a.example")}},
+		{"few", "y.few.example", "", []relay.RegisterOption{relay.WithName("a.example")}}, // which is nobody's name
+		{"all", "z.example", relay.CodeNameTaken, []relay.RegisterOption{relay.WithName("a.example")}},
 		{"all", "s.example", "", []relay.RegisterOption{relay.WithShared()}},
 		{"all", "s.example", "", []relay.RegisterOption{relay.WithShared()}},
 		{"few", "s.example", relay.CodeUnauthorized, []relay.RegisterOption{relay.WithShared()}},
@@ -349,7 +350,11 @@ func TestHostsBadGreetings(t *testing.T) {
 // they are told; and so are those over a limit.
 func TestHostsAway(t *testing.T) {
 	inMemory(t, func(t *testing.T, n *memnet.Network) {
-		srv := startOn(t, n, relay.WithLimits(relay.Limits{WaitTime: 20 * time.Second, ClientsPerService: 2}))
+		srv := startOn(t, n, relay.WithLimits(relay.Limits{WaitTime: 20 * time.Second, ClientsPerService: 2}),
+			relay.WithAuthorizer(func(context.Context, relay.Registration) (relay.Grant, error) {
+				// A hostname is no name, also when the app comes back.
+				return relay.Grant{Names: []string{"foo-*"}, Hostnames: []string{"*.example"}}, nil
+			}))
 		ln, err := n.Listen(t.Context(), "tcp", hostsAddr)
 		if err != nil {
 			t.Fatal(err)

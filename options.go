@@ -379,8 +379,8 @@ func WithName(name string) RegisterOption {
 // of a port of its own: by TLS, which ends in the app ([crypto/tls.NewListener],
 // [net/http.Server.ServeTLS]), or by HTTP in clear. "*.example.com" is every name with one
 // label more. DNS has to lead them to the relay. A hostname belongs to one service at a
-// time, or to those that share it; it is the service's name too, unless WithName gives it
-// another. It excludes WithPort. With "", the default, the service has a port.
+// time, or to those that share it; without WithName the service is called by it. It
+// excludes WithPort. With "", the default, the service has a port.
 func WithHostname(host string) RegisterOption {
 	return registerOption(func(c *registerConfig) error {
 		if host != "" {

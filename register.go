@@ -377,7 +377,7 @@ func (s *Server) findPlace(m *member) (svc *service, mine bool, err error) {
 			return nil, false, refuse(wire.CodeDisconnected, errDisconnected.Error(),
 				fmt.Errorf("an app of %s, which was disconnected, comes back", l.svc.addr))
 		}
-		if !m.grant.allowsName(l.svc.name) {
+		if !m.grant.allowsName(l.svc.name) { // it may have none
 			return nil, false, refuse(wire.CodeUnauthorized, "not authorized for this name any more",
 				fmt.Errorf("%s resumes the name %q", who(m.grant.Identity), l.svc.name))
 		}
@@ -388,16 +388,20 @@ func (s *Server) findPlace(m *member) (svc *service, mine bool, err error) {
 		s.resumeLocked(l, m)
 		return nil, false, nil
 	}
-	name := cmp.Or(h.Name, h.Hostname)
-	svc = s.holderLocked(name, h.Port, m.grant.Identity)
+	svc, other := s.holdersLocked(h, m.grant.Identity)
+	if other != nil {
+		// The hostname is of one and the name of another.
+		if svc.identity == "" || svc.identity != m.grant.Identity || !svc.parked() {
+			return nil, false, refuse(wire.CodeNameTaken, "another service has this hostname", fmt.Errorf("hostname %s is taken", h.Hostname))
+		}
+		svc.endLocked()
+		svc = other
+	}
 	switch {
-	case svc == nil && s.hosts.services[h.Hostname] != nil, svc != nil && svc.host != h.Hostname:
-		return nil, false, refuse(wire.CodeNameTaken, "another service has this name or hostname",
-			fmt.Errorf("name %q with hostname %q", name, h.Hostname))
 	case svc == nil:
 	case !svc.isOpen():
 		return svc, false, nil
-	case svc.shared && h.Shared && svc.identity == m.grant.Identity:
+	case svc.host == h.Hostname && svc.shared && h.Shared && svc.identity == m.grant.Identity:
 		if h.Port != 0 && h.Port != svc.port {
 			return nil, false, refuse(wire.CodePortUnavailable, fmt.Sprintf("the name has port %d", svc.port),
 				fmt.Errorf("port %d for a share of %s", h.Port, svc.addr))
@@ -414,7 +418,7 @@ func (s *Server) findPlace(m *member) (svc *service, mine bool, err error) {
 		return nil, false, nil
 	case svc.identity != "" && svc.identity == m.grant.Identity && svc.parked():
 		// Its owner has come back without the lease, as after a crash.
-		if (h.Port == 0 || h.Port == svc.port) && m.grant.allowsAddress(svc) {
+		if svc.host == h.Hostname && (h.Port == 0 || h.Port == svc.port) && m.grant.allowsAddress(svc) {
 			svc.shared = h.Shared
 			s.attachLocked(svc, m)
 			for l := range svc.leases {
@@ -426,7 +430,7 @@ func (s *Server) findPlace(m *member) (svc *service, mine bool, err error) {
 		}
 		svc.endLocked()
 	default:
-		return nil, false, refuse(wire.CodeNameTaken, "another service has this name", fmt.Errorf("name %q is taken", h.Name))
+		return nil, false, refuse(wire.CodeNameTaken, "another service has this name", fmt.Errorf("name %q is taken", cmp.Or(h.Name, h.Hostname)))
 	}
 	if limit := s.cfg.limits.Services; limit > 0 && s.owners.Total() >= limit {
 		return nil, false, refuse(wire.CodeServerFull, "no more services", fmt.Errorf("%d services", limit))
@@ -435,26 +439,32 @@ func (s *Server) findPlace(m *member) (svc *service, mine bool, err error) {
 		return nil, false, refuse(wire.CodeServerFull, "no more services for you",
 			fmt.Errorf("%d services of %s", m.grant.Limits.Services, who(m.grant.Identity)))
 	}
-	svc = newService(s, name, h.Hostname, m.grant.Identity, h.Shared, m.grant.Limits)
+	svc = newService(s, h.Name, h.Hostname, m.grant.Identity, h.Shared, m.grant.Limits)
 	s.enterLocked(svc)
 	return svc, true, nil
 }
 
-// holderLocked returns who has the name that is asked for, or, of services without
-// one, a parked service of the same owner that has the port.
-func (s *Server) holderLocked(name string, port int, identity string) *service {
-	if name != "" {
-		return s.names[name]
+// holdersLocked returns who has the hostname or the name that is asked for, and who has
+// the name if that is somebody else; or, of services with neither, a parked service of the
+// same owner that has the port.
+func (s *Server) holdersLocked(h *wire.Hello, identity string) (svc, other *service) {
+	svc = s.hosts.services[h.Hostname] // nobody has the empty one
+	named := s.names[h.Name]           // nor that
+	switch {
+	case svc == nil:
+		svc = named
+	case named != svc:
+		other = named
 	}
-	if port == 0 || identity == "" {
-		return nil
+	if svc != nil || h.Name != "" || h.Hostname != "" || h.Port == 0 || identity == "" {
+		return svc, other
 	}
 	for svc := range s.services {
-		if svc.name == "" && svc.port == port && svc.identity == identity && svc.parked() {
-			return svc
+		if svc.name == "" && svc.host == "" && svc.port == h.Port && svc.identity == identity && svc.parked() {
+			return svc, nil
 		}
 	}
-	return nil
+	return nil, nil
 }
 
 // open gives a new service its public listener.
@@ -463,6 +473,8 @@ func (s *Server) open(ctx context.Context, registration net.Listener, svc *servi
 	port := m.asked.Port
 	switch {
 	case err == nil:
+	case err == ErrServerClosed:
+		err = refuse(wire.CodeClosing, "the relay is going away", err)
 	case err == errNoHosts:
 		err = refuse(wire.CodeHostUnavailable, "this relay serves no hostnames", err)
 	case ctx.Err() != nil:

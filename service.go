@@ -21,7 +21,7 @@ import (
 // One goroutine runs for it, the accept loop, beside those of its sessions and clients.
 type service struct {
 	srv      *Server
-	name     string // as asked for, or the hostname; may be empty
+	name     string // as asked for; may be empty
 	host     string // that clients reach it by; empty if it has a port of its own
 	identity string
 	owner    Limits    // of the identity as a whole; the server's book of clients is kept by them
@@ -113,7 +113,7 @@ func (svc *service) openLocked(ln net.Listener, addr string) {
 
 // attrs returns what the log calls the service, and args behind it.
 func (svc *service) attrs(args ...any) []any {
-	all := []any{"service", tally.Clean(cmp.Or(svc.name, svc.addr)), "addr", svc.addr}
+	all := []any{"service", tally.Clean(cmp.Or(svc.name, svc.host, svc.addr)), "addr", svc.addr}
 	if svc.identity != "" {
 		all = append(all, "identity", tally.Clean(svc.identity))
 	}
@@ -129,12 +129,13 @@ func (svc *service) isOpen() bool {
 	}
 }
 
-// title returns what the service is called: by its name, or else by its address.
+// title returns what the service is called: by its name, its hostname, or else by its
+// address.
 func (svc *service) title() string {
-	if svc.name == "" && svc.isOpen() {
+	if svc.name == "" && svc.host == "" && svc.isOpen() {
 		return svc.addr
 	}
-	return svc.name
+	return cmp.Or(svc.name, svc.host)
 }
 
 // parked reports that all its apps are away, and may come back.

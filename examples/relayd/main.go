@@ -105,9 +105,14 @@ func run(log *slog.Logger, c *config) error {
 		return err
 	}
 	defer srv.Close()
-	failed := make(chan error, len(hosts)+len(registration))
-	for _, ln := range hosts {
-		go func() { failed <- srv.ServeHosts(ln) }()
+	failed := make(chan error, 1+len(registration))
+	if len(hosts) > 0 {
+		go func() {
+			// It ends with a handover, too.
+			if err := srv.ServeHosts(hosts...); !errors.Is(err, relay.ErrServerClosed) {
+				failed <- err
+			}
+		}()
 	}
 	for _, ln := range registration {
 		go func() { failed <- srv.Serve(ln) }()
@@ -255,10 +260,10 @@ func parsePorts(s string) (first, last int, err error) {
 // predecessor's sockets, if there is one that hands them over, or new ones.
 func (c *config) listeners(ctx context.Context, srv *relay.Server) (registration, hosts []net.Listener, err error) {
 	registration, hosts, err = c.inherited(ctx, srv)
-	if err == nil && registration == nil {
+	if err == nil && len(registration) == 0 {
 		registration, err = listen(c.listen)
 	}
-	if err == nil && hosts == nil {
+	if err == nil && len(hosts) == 0 {
 		hosts, err = listen(c.hosts...)
 	}
 	return registration, hosts, err

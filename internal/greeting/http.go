@@ -13,7 +13,7 @@ const preface = "PRI * HTTP/2.0\r\n"
 // two readers could find two hosts, there is none.
 func (g *Greeting) readRequest(rec *recorder) error {
 	g.Kind = HTTP
-	end := -1
+	end, checked := -1, false
 	for from := 0; end < 0; {
 		if bytes.HasPrefix(rec.buf, []byte(preface)) {
 			g.Kind = HTTP2
@@ -22,10 +22,11 @@ func (g *Greeting) readRequest(rec *recorder) error {
 		if end = headEnd(rec.buf, from); end >= 0 {
 			break
 		}
-		if line, _, whole := bytes.Cut(rec.buf, []byte("\n")); whole {
+		if line, _, whole := bytes.Cut(rec.buf, []byte("\n")); whole && !checked {
 			if _, _, ok := requestLine(line); !ok {
 				return ErrMalformed // it may be something else, which goes on otherwise
 			}
+			checked = true
 		}
 		from = max(0, len(rec.buf)-3)
 		if err := rec.fill(); err != nil {

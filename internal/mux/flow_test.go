@@ -624,3 +624,39 @@ func TestTrips(t *testing.T) {
 		see(5, 5)
 	})
 }
+
+// TestFinIsNoTrip ends a direction exactly where the window of an update before ends: the
+// FIN did not wait for that update, and says nothing of how far away the peer is.
+func TestFinIsNoTrip(t *testing.T) {
+	inBubble(t, func(t *testing.T, r role) {
+		s, p := rawSession(t, r, Config{})
+		p.send(synFrame(r.theirs(1), ""))
+		st := accept(t, s)
+		go io.Copy(io.Discard, st)
+		for range Window / (32 << 10) {
+			p.send(dataFrame(st.ID(), make([]byte, 32<<10), 0))
+			synctest.Wait()
+		}
+		time.Sleep(time.Millisecond)
+		p.send(finFrame(st.ID()))
+		synctest.Wait()
+		if d := s.trips.shortest(); d != 0 {
+			t.Errorf("a FIN counts as a round trip of %v", d)
+		}
+		// Bytes beyond that end did wait.
+		p.send(synFrame(r.theirs(2), ""))
+		st = accept(t, s)
+		go io.Copy(io.Discard, st)
+		for range Window / (32 << 10) {
+			p.send(dataFrame(st.ID(), make([]byte, 32<<10), 0))
+			synctest.Wait()
+		}
+		time.Sleep(time.Millisecond)
+		p.send(dataFrame(st.ID(), []byte("x"), 0))
+		synctest.Wait()
+		if d := s.trips.shortest(); d != time.Millisecond {
+			t.Errorf("the round trip is %v", d)
+		}
+		st.Close()
+	})
+}

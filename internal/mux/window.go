@@ -67,7 +67,7 @@ func (st *Stream) reserve(n int) error {
 	if w.since.IsZero() {
 		w.since = time.Now()
 	}
-	if !w.waited.IsZero() {
+	if n > 0 && !w.waited.IsZero() { // a FIN alone needs no window
 		now := time.Now()
 		st.s.trips.add(now.Sub(w.waited), now)
 		w.waited = time.Time{}

@@ -329,12 +329,15 @@ func restartHandedOver(t *testing.T, relayd string) {
 	if b, err := os.ReadFile(notes); err != nil || string(b) != "precious" {
 		t.Errorf("of a file is left %q, %v", b, err)
 	}
+	ln := listenTCP(t)
+	hosts := ln.Addr().String()
+	ln.Close()
 	var before os.FileInfo
 	// start returns when the relayd is ready to be replaced by the next one, which is
 	// when it has put its socket in the place of its predecessor's.
 	start := func() (p *program, addr string) {
 		t.Helper()
-		p = startExample(t, relayd, "-listen", "127.0.0.1:0", "-handover", door, "-drain", "1h")
+		p = startExample(t, relayd, "-listen", "127.0.0.1:0", "-hosts", hosts, "-handover", door, "-drain", "1h")
 		addr = p.awaitLine(t, "its address", listening)
 		ready := p.poll(func() bool {
 			now, err := os.Stat(door)
@@ -367,6 +370,7 @@ func restartHandedOver(t *testing.T, relayd string) {
 	}
 	more(100)
 	for round := range int64(2) {
+		dialTCP(t, hosts) // says nothing, which is waited for, but ends nobody
 		next, at := start()
 		if at != addr {
 			t.Errorf("the next relayd is at %s, and the one before it was at %s", at, addr)
