@@ -241,7 +241,8 @@ func (s *spares) askAll() {
 	}
 }
 
-// add takes a connection that the app has opened. It reports false if it is not needed.
+// add takes a connection that the app has opened, and that counts among the server's until
+// it has ended. It reports false if it is not needed.
 func (s *spares) add(secret wire.Secret, conn net.Conn) bool {
 	var d *dedicated.Conn
 	d = dedicated.New(conn, func() {
@@ -261,7 +262,6 @@ func (s *spares) add(secret wire.Secret, conn net.Conn) bool {
 		return false
 	}
 	s.added = time.Now()
-	s.m.srv.dedicated.Add(1)
 	s.all[d] = struct{}{}
 	if len(s.waiting) > 0 {
 		s.waiting[0] <- d
@@ -386,13 +386,17 @@ func (s *Server) enterDedicated(secret wire.Secret, conn net.Conn, pending *net.
 		hangUp(conn)
 		return asker, nil
 	}
-	// Each of them is for a client, so more than half of the files would be for none.
-	if files := fileBudget(); s.outOfFiles() || files > 0 && int(s.dedicated.Load()) >= files/2 {
+	// Each of them is for a client, so more than half of the files would be for none. It is
+	// counted first, for others come at the same time.
+	n := int(s.dedicated.Add(1))
+	if files := fileBudget(); files > 0 && (n > files/2 || s.clients.Held(holder{})+n > files) {
+		s.dedicated.Add(-1)
 		asker.unopened([]wire.Secret{secret})
 		hangUp(conn)
 		return nil, errNoFiles
 	}
 	if !asker.add(secret, conn) {
+		s.dedicated.Add(-1)
 		hangUp(conn)
 	}
 	return asker, nil

@@ -222,6 +222,7 @@ func TestDedicatedByFiles(t *testing.T) {
 		if served != 40 {
 			t.Errorf("%d clients over connections of their own, of a process that may have 100 files", served)
 		}
+		synctest.Wait() // until the last one was counted
 		if r := srv.Refusals(); r["clients"] != 20 || r["files"] == 0 {
 			t.Errorf("refusals %v", r)
 		}

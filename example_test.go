@@ -346,6 +346,113 @@ type pipeAddr struct{}
 func (pipeAddr) Network() string { return "pipe" }
 func (pipeAddr) String() string  { return "pipe" }
 
+// Two services on one public port, told apart by the host that a client asks for.
+func ExampleWithHostname() {
+	srv, addr := runRelay()
+	defer srv.Close()
+	public, err := net.Listen("tcp", "127.0.0.1:0") // :443 and :80, elsewhere
+	if err != nil {
+		log.Fatal(err)
+	}
+	go srv.ServeHosts(public)
+
+	for _, host := range []string{"one.example.com", "two.example.com"} {
+		// WithWait, for the relay may not serve hosts yet.
+		ln, err := relay.Register(context.Background(), addr, relay.WithHostname(host), relay.WithWait())
+		if err != nil {
+			log.Fatal(err)
+		}
+		app := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			fmt.Fprintf(w, "%s here, for a client of %s\n", host, r.Host)
+		})}
+		go app.Serve(ln) // or app.ServeTLS: TLS ends here
+		defer app.Close()
+	}
+
+	// Clients, whom DNS would lead to the relay.
+	client := &http.Client{Transport: &http.Transport{
+		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, network, public.Addr().String())
+		},
+	}}
+	for _, host := range []string{"two.example.com", "one.example.com", "nobody.example.com"} {
+		resp, err := client.Get("http://" + host)
+		if err != nil {
+			log.Fatal(err)
+		}
+		body, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		fmt.Print(resp.StatusCode, ": ", string(body))
+		if err != nil {
+			log.Fatal(err)
+		}
+	}
+
+	// Output:
+	// 200: two.example.com here, for a client of two.example.com
+	// 200: one.example.com here, for a client of one.example.com
+	// 404: There is no service of this name here.
+}
+
+// Clients are carried to a program that knows nothing of relays.
+func ExampleConn_Join() {
+	local, err := net.Listen("tcp", "127.0.0.1:0") // the program
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer local.Close()
+	go func() {
+		for {
+			c, err := local.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				io.Copy(c, c)
+			}()
+		}
+	}()
+
+	srv, addr := runRelay()
+	defer srv.Close()
+	ln, err := relay.Register(context.Background(), addr)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer ln.Close()
+	joined := make(chan error, 1)
+	go func() {
+		for {
+			client, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			to, err := net.Dial("tcp", local.Addr().String())
+			if err != nil {
+				client.Close()
+				continue
+			}
+			client.(*relay.Conn).Join(to, func(err error) { joined <- err })
+		}
+	}()
+
+	c, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer c.Close()
+	io.WriteString(c, "there and back")
+	c.(*net.TCPConn).CloseWrite() // which the program is told of
+	echo, err := io.ReadAll(c)
+	fmt.Println(string(echo), err)
+	fmt.Println(<-joined)
+
+	// Output:
+	// there and back <nil>
+	// <nil>
+}
+
 // A client may say that it has sent everything and still wait for the answer, as
 // many a command does that reads its input to the end. The app sees io.EOF, and has
 // the other direction to itself.
