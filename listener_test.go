@@ -505,6 +505,9 @@ func TestControl(t *testing.T) {
 func TestAcceptAfterSessionLost(t *testing.T) {
 	srv, addr := startRelay(t)
 	for _, waiting := range []int{0, 1} { // clients in the backlog
+		if overDedicated && waiting > 0 {
+			continue // one whose own connection is refused in time is given to the next session
+		}
 		var log logbook
 		check := nothingLeft(t)
 		told, events := watch(relay.EventLost, relay.EventResumed)

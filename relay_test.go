@@ -394,7 +394,7 @@ func TestCounts(t *testing.T) {
 	// have it before that is noted down.
 	eventually(t, "all bytes counted", func() bool {
 		s := srv.Services()
-		return len(s) == 1 && s[0].BytesOut == 70_001
+		return len(s) == 1 && s[0].BytesOut == 70_001 && l.Stats().BytesOut == 70_001
 	})
 	check("both live", 2)
 	if first := srv.Services()[0].Clients[0].Remote; first != clients[0].LocalAddr().String() {
