@@ -134,7 +134,7 @@ func (s *Server) serveGreeting(conn net.Conn) {
 		s.refused.Add(kind, "client refused", "remote", conn.RemoteAddr().String(), "err", cleanErr(err))
 	}
 	if kind := s.clientsOver(claims); kind != "" {
-		s.greeted(conn)
+		s.endGreeting(conn)
 		refuse(kind, errOverLimit)
 		hangUp(conn)
 		return
@@ -148,7 +148,7 @@ func (s *Server) serveGreeting(conn net.Conn) {
 	case svc == nil:
 		refuse(kindUnknownHost, fmt.Errorf("host %.100q", g.Host))
 	default:
-		s.greeted(conn)
+		s.endGreeting(conn)
 		s.giveBack(claims)
 		if svc.ln.(*door).pass(&greeted{conn, g}) {
 			return
@@ -158,12 +158,12 @@ func (s *Server) serveGreeting(conn net.Conn) {
 		return
 	}
 	farewell(conn, time.Now().Add(refusalTime), g.Answer(why)) // it counts until then
-	s.greeted(conn)
+	s.endGreeting(conn)
 	s.giveBack(claims)
 }
 
-// greeted takes note that a client is not greeting any more, and has all the time again.
-func (s *Server) greeted(conn net.Conn) {
+// endGreeting takes note that a client is not greeting any more, and has all the time again.
+func (s *Server) endGreeting(conn net.Conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.hosts.greeting, conn)
