@@ -33,10 +33,11 @@ type hosts struct {
 	closed    bool           // the listeners are
 }
 
-// ServeHosts has the clients that come to the listeners reach the services that were registered with
-// [WithHostname]: by the name in a TLS handshake (server_name) or in the first request of
-// HTTP/1 in clear (Host). What a client says reaches the app byte for byte, TLS ends there,
-// and all that it says later on the same connection goes to the same app.
+// ServeHosts has the clients that come to the listeners reach the services that were
+// registered with [WithHostname]: by the name in a TLS handshake (server_name) or in the
+// first request of HTTP/1 in clear (Host). What a client says reaches the app byte for
+// byte, TLS ends there, and all that it says later on the same connection goes to the same
+// app.
 //
 // Apps are told the port of the first listener, which has to be served before they
 // register; more may be served later. Whom a client wants it has to say within
@@ -44,8 +45,8 @@ type hosts struct {
 // and ClientsPerIP. Who wants somebody unknown gets an alert of TLS (unrecognized_name) or
 // a 404, and if the app is away and does not come back in time another alert, or a 503.
 //
-// It returns like Serve, when one of the listeners ends, and after HandOver too; and
-// closes them.
+// It returns as Serve does, when one of the listeners ends, and closes them all; HandOver
+// ends it too.
 func (s *Server) ServeHosts(listeners ...net.Listener) error {
 	closeAll := func() {
 		for _, ln := range listeners {
