@@ -1,0 +1,251 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"math"
+	"runtime"
+	"strings"
+	"text/tabwriter"
+	"time"
+)
+
+// A report is what is said of a run. Its JSON is an interface: fields may be added, and
+// those that are there keep their names, meanings and units. Latencies are microseconds,
+// all other durations seconds. What has nothing to be said of, such as the latency of no
+// messages, is 0.
+type report struct {
+	Format      int        `json:"format"` // 1; another if a field should ever change its meaning
+	StartedAt   time.Time  `json:"started_at"`
+	GoVersion   string     `json:"go_version"`
+	OS          string     `json:"os"`
+	Arch        string     `json:"arch"`
+	CPUs        int        `json:"cpus"` // that the tester may use
+	Parameters  parameters `json:"parameters"`
+	Elapsed     float64    `json:"elapsed_seconds"` // until the last client had ended
+	Interrupted bool       `json:"interrupted"`     // by a signal, before time_seconds were over
+	Totals      totals     `json:"totals"`
+	Rates       rates      `json:"rates"`       // over elapsed_seconds
+	Latency     latencies  `json:"latency"`     // of verified messages
+	Percentiles []point    `json:"percentiles"` // the same as a curve, rising
+	Errors      failures   `json:"errors"`
+	Series      []sample   `json:"series"` // one a second
+}
+
+// Parameters are the flags, as they were taken.
+type parameters struct {
+	To       string  `json:"to"`
+	Mode     mode    `json:"mode"`
+	Clients  int     `json:"clients"`
+	Time     float64 `json:"time_seconds"`
+	Size     int     `json:"size_bytes"`
+	Rate     float64 `json:"rate_per_client"` // messages a second, 0 for as fast as possible
+	Inflight int     `json:"inflight"`        // of bulk; 0 in other modes
+	Ramp     float64 `json:"ramp_seconds"`
+	Timeout  float64 `json:"timeout_seconds"`
+	TLS      bool    `json:"tls"`
+	Seed     uint64  `json:"seed"`
+}
+
+// A message is a round trip, an exchange with a connection of its own, or a message of a
+// stream, as the mode is.
+type totals struct {
+	Messages    int64 `json:"messages"`    // that came back as they were sent
+	Bytes       int64 `json:"bytes"`       // that came back and were right, those of messages that then failed included
+	Connections int64 `json:"connections"` // opened
+	Errors      int64 `json:"errors"`      // each has ended a connection, or there was none
+	Unsent      int64 `json:"unsent"`      // messages that were due by rate_per_client before the end, and were not sent
+}
+
+type rates struct {
+	Messages    float64 `json:"messages_per_second"`
+	Bytes       float64 `json:"bytes_per_second"` // each way
+	Connections float64 `json:"connections_per_second"`
+}
+
+// Latencies are measured from when a message was due (see schedule) to when its last byte
+// was verified, and are off by 0.5 % at most; min, max and mean are exact.
+type latencies struct {
+	Count int64   `json:"count"`
+	Min   float64 `json:"min_us"`
+	Mean  float64 `json:"mean_us"`
+	P50   float64 `json:"p50_us"`
+	P90   float64 `json:"p90_us"`
+	P99   float64 `json:"p99_us"`
+	P999  float64 `json:"p999_us"`
+	Max   float64 `json:"max_us"`
+}
+
+// A point says that so many percent of the messages took no longer.
+type point struct {
+	Percent float64 `json:"percent"`
+	Latency float64 `json:"latency_us"`
+}
+
+type failures struct {
+	ByKind map[string]int64 `json:"by_kind"` // each of kindNames, also those of which there were none
+	First  []sampleError    `json:"first"`   // some of each kind
+}
+
+type sampleError struct {
+	At           float64 `json:"at_seconds"`
+	Kind         string  `json:"kind"`
+	Client       int     `json:"client"`        // from 0
+	LocalAddress string  `json:"local_address"` // empty if there was no connection
+	Message      string  `json:"message"`
+}
+
+// A sample is what happened between two times since the start.
+type sample struct {
+	From              float64 `json:"from_seconds"`
+	To                float64 `json:"to_seconds"`
+	Clients           int64   `json:"clients"` // connected, at the end of it
+	Messages          int64   `json:"messages"`
+	MessagesPerSecond float64 `json:"messages_per_second"`
+	Bytes             int64   `json:"bytes"`
+	BytesPerSecond    float64 `json:"bytes_per_second"`
+	P50               float64 `json:"p50_us"`
+	P99               float64 `json:"p99_us"`
+	Max               float64 `json:"max_us"`
+	Errors            int64   `json:"errors"`
+}
+
+// newReport reports on a run that is over: nobody records in the meter any more.
+func newReport(p *params, m *meter, interrupted bool) *report {
+	m.read(true)
+	elapsed := m.series[len(m.series)-1].To
+	h := &m.total
+	r := &report{
+		Format:      1,
+		StartedAt:   m.start.UTC().Round(time.Millisecond),
+		GoVersion:   runtime.Version(),
+		OS:          runtime.GOOS,
+		Arch:        runtime.GOARCH,
+		CPUs:        runtime.GOMAXPROCS(0),
+		Parameters:  p.parameters(),
+		Elapsed:     elapsed,
+		Interrupted: interrupted,
+		Totals: totals{
+			Messages:    h.count,
+			Bytes:       m.bytes,
+			Connections: m.connections.Load(),
+			Errors:      m.failures(),
+			Unsent:      m.unsent.Load(),
+		},
+		Latency: latencies{
+			Count: h.count,
+			Min:   microseconds(h.min),
+			Mean:  microseconds(h.mean()),
+			P50:   microseconds(h.quantile(0.5)),
+			P90:   microseconds(h.quantile(0.9)),
+			P99:   microseconds(h.quantile(0.99)),
+			P999:  microseconds(h.quantile(0.999)),
+			Max:   microseconds(h.max),
+		},
+		Percentiles: curve(h),
+		Errors:      failures{ByKind: make(map[string]int64), First: m.first},
+		Series:      m.series,
+	}
+	r.Rates = rates{
+		Messages:    perSecond(r.Totals.Messages, elapsed),
+		Bytes:       perSecond(r.Totals.Bytes, elapsed),
+		Connections: perSecond(r.Totals.Connections, elapsed),
+	}
+	if r.Errors.First == nil {
+		r.Errors.First = []sampleError{} // a list in JSON, too
+	}
+	for k, n := range m.errors {
+		r.Errors.ByKind[kind(k).String()] = n
+	}
+	return r
+}
+
+// curve returns the percentiles of a histogram: nine up to 90 %, nine more up to 99 %, and
+// so on, until a single message is left above.
+func curve(h *histogram) []point {
+	points := []point{}
+	if h.count == 0 {
+		return points
+	}
+	for above := 1.0; above*float64(h.count) > 1; above /= 10 {
+		for step := range 9 {
+			q := 1 - above*float64(10-step)/10
+			points = append(points, point{math.Round(q*1e14) / 1e12, microseconds(h.quantile(q))})
+		}
+	}
+	return append(points, point{100, microseconds(h.max)})
+}
+
+func (r *report) writeJSON(w io.Writer) error {
+	e := json.NewEncoder(w)
+	e.SetIndent("", "\t")
+	e.SetEscapeHTML(false)
+	return e.Encode(r)
+}
+
+// title says in a line what was done.
+func (r *report) title() string {
+	p := &r.Parameters
+	s := fmt.Sprintf("%s, %s, %s of %s", printable(p.To), plural(int64(p.Clients), "client"), p.Mode.messages(), plural(int64(p.Size), "byte"))
+	if p.Rate > 0 {
+		s += fmt.Sprintf(", %g a second each", p.Rate)
+	}
+	if p.TLS {
+		s += ", TLS"
+	}
+	if r.Interrupted {
+		return s + fmt.Sprintf(", interrupted after %.1f s", r.Elapsed)
+	}
+	return s + fmt.Sprintf(", %.1f s", r.Elapsed)
+}
+
+func (r *report) writeText(w io.Writer) error {
+	var b strings.Builder
+	fmt.Fprintln(&b, r.title())
+	fmt.Fprintln(&b)
+	t := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(t, "%s\t%d\t%s a second\n", r.Parameters.Mode.messages(), r.Totals.Messages, digits(r.Rates.Messages))
+	fmt.Fprintf(t, "verified\t%s\t%s a second each way\n", amount(float64(r.Totals.Bytes)), amount(r.Rates.Bytes))
+	fmt.Fprintf(t, "connections\t%d\t%s a second\n", r.Totals.Connections, digits(r.Rates.Connections))
+	if r.Totals.Unsent > 0 {
+		fmt.Fprintf(t, "unsent\t%d\tthat were due: slower than -rate\n", r.Totals.Unsent)
+	}
+	t.Flush()
+	if l := &r.Latency; l.Count > 0 {
+		fmt.Fprintln(&b)
+		fmt.Fprintln(t, "latency\tp50\tp90\tp99\tp99.9\tmax\tmean")
+		fmt.Fprintf(t, "\t%s\t%s\t%s\t%s\t%s\t%s\n", duration(l.P50), duration(l.P90), duration(l.P99), duration(l.P999), duration(l.Max), duration(l.Mean))
+		t.Flush()
+	}
+	fmt.Fprintln(&b)
+	if r.Totals.Errors == 0 {
+		fmt.Fprintln(&b, "no errors: every byte came back as it was sent")
+	} else {
+		r.writeErrors(&b)
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+// writeErrors writes how many errors there were of each kind, and those that were kept.
+func (r *report) writeErrors(b *strings.Builder) {
+	fmt.Fprintln(b, plural(r.Totals.Errors, "error"))
+	for _, name := range kindNames {
+		n := r.Errors.ByKind[name]
+		if n == 0 {
+			continue
+		}
+		fmt.Fprintf(b, "  %s: %d\n", name, n)
+		for _, e := range r.Errors.First {
+			if e.Kind != name {
+				continue
+			}
+			who := fmt.Sprintf("client %d", e.Client)
+			if e.LocalAddress != "" {
+				who += " at " + e.LocalAddress
+			}
+			fmt.Fprintf(b, "    %.3f s, %s: %s\n", e.At, who, e.Message)
+		}
+	}
+}
