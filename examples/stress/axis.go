@@ -44,7 +44,8 @@ func roundUp(x float64) float64 {
 }
 
 // logAxis is a logarithmic axis that holds values from low, which is positive, to high.
-// It begins and ends at 1, 2 or 5 times a power of ten, and has ticks at all of these, or
+// It begins and ends at 1, 2 or 5 times a power of ten, where lower values are placed as
+// well, and has ticks at all of these, or
 // only at powers of ten if that were too many.
 func logAxis(low, high float64, label func(float64) string) axis {
 	var all, powers []tick
@@ -66,7 +67,7 @@ func logAxis(low, high float64, label func(float64) string) axis {
 			last = v
 		}
 	}
-	a := axis{ticks: all, place: func(v float64) float64 { return math.Log(v/first) / math.Log(last/first) }}
+	a := axis{ticks: all, place: func(v float64) float64 { return math.Log(max(v, first)/first) / math.Log(last/first) }}
 	if len(all) > 8 {
 		a.ticks = powers
 	}
@@ -123,7 +124,7 @@ func percentileAxis(count int64) axis {
 	decades := max(math.Log10(float64(count)), 1)
 	a := axis{place: func(percent float64) float64 {
 		above := max(1-percent/100, 1e-18)
-		return min(-math.Log10(above)/decades, 1)
+		return min(max(-math.Log10(above)/decades, 0), 1)
 	}}
 	a.ticks = []tick{{0, "0 %"}, {50, "50 %"}}
 	for i := 1; float64(i) <= decades*(1+1e-9); i++ {

@@ -5,9 +5,6 @@ import (
 	"time"
 )
 
-// pause is how long a client waits after a failure before it connects again.
-const pause = 250 * time.Millisecond
-
 // A client uses the service over one connection at a time. When a connection fails, the
 // failure is counted and the client goes on with another.
 type client struct {
@@ -39,7 +36,7 @@ func (c *client) run(ctx context.Context) {
 	}
 	for ctx.Err() == nil {
 		if err := c.connect(ctx); err != nil {
-			sleep(ctx, pause)
+			sleep(ctx, c.pause)
 		}
 	}
 	c.meter.unsent.Add(c.schedule.missed(ctx))

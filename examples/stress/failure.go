@@ -61,12 +61,14 @@ func (e *connectError) Unwrap() error { return e.err }
 // The numbers that Windows has for what happens to its sockets, which package syscall has
 // others for. No other system has such numbers.
 const (
-	windowsAborted = syscall.Errno(10053)
-	windowsReset   = syscall.Errno(10054)
-	windowsRefused = syscall.Errno(10061)
+	windowsAborted      = syscall.Errno(10053)
+	windowsReset        = syscall.Errno(10054)
+	windowsNotConnected = syscall.Errno(10057)
+	windowsRefused      = syscall.Errno(10061)
 )
 
-// kindOf returns what sort of error err is.
+// kindOf returns what sort of error err is. What was connected and is not is what a reset
+// looks like to who half-closes after it.
 func kindOf(err error) kind {
 	if _, ok := errors.AsType[*wrongByteError](err); ok {
 		return wrongByte
@@ -86,7 +88,8 @@ func kindOf(err error) kind {
 	if isAny(err, io.EOF, io.ErrUnexpectedEOF) {
 		return earlyEOF
 	}
-	if isAny(err, syscall.ECONNRESET, syscall.ECONNABORTED, syscall.EPIPE, windowsAborted, windowsReset) {
+	if isAny(err, syscall.ECONNRESET, syscall.ECONNABORTED, syscall.EPIPE, syscall.ENOTCONN,
+		windowsAborted, windowsReset, windowsNotConnected) {
 		return reset
 	}
 	return otherFailure

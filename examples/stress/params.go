@@ -59,7 +59,8 @@ type params struct {
 	json     string // file, "-" or empty
 	svg      string // file or empty
 
-	dial func(context.Context) (conn, error) // to the service
+	dial  func(context.Context) (conn, error) // to the service
+	pause time.Duration                       // of a client after a failure, before it connects again
 }
 
 // Bounds of flags, beyond which something else was meant. Those of rate keep the time
@@ -74,7 +75,7 @@ const (
 
 // parse returns the params, or nil and an exit status.
 func parse(args []string, stderr io.Writer) (*params, int) {
-	p := new(params)
+	p := &params{pause: 250 * time.Millisecond}
 	var name, ca string
 	var insecure bool
 	f := flag.NewFlagSet("stress", flag.ContinueOnError)

@@ -13,7 +13,7 @@ const (
 	plotLeft    = 84
 	plotWidth   = width - plotLeft - 28
 	plotHeight  = 170
-	headHeight  = 74
+	headHeight  = 94
 	panelHeight = plotHeight + 92
 	maxColumns  = 400 // of a series: what is more would only blur the lines
 )
@@ -30,6 +30,7 @@ const style = `
 	.a { stroke: #2a78d6; }
 	.b { stroke: #d9691e; }
 	.dot { fill: #2a78d6; stroke: #fcfcfb; stroke-width: 2; }
+	.mark { stroke: #fcfcfb; stroke-width: 4; stroke-linejoin: round; paint-order: stroke; }
 	.area { fill: #2a78d6; opacity: .12; }
 	.bad { fill: #d03b3b; }
 	@media (prefers-color-scheme: dark) {
@@ -41,6 +42,7 @@ const style = `
 		.a { stroke: #5598e7; }
 		.b { stroke: #e8894a; }
 		.dot { fill: #5598e7; stroke: #1a1a19; }
+		.mark { stroke: #1a1a19; }
 		.area { fill: #5598e7; }
 		.bad { fill: #e66767; }
 	}
@@ -52,10 +54,12 @@ func (r *report) writeSVG(w io.Writer) error {
 	d := new(drawing)
 	height := headHeight + 3*panelHeight
 	fmt.Fprintf(d, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" width="%d" height="%d" role="img">`+"\n", width, height, width, height)
-	fmt.Fprintf(d, "<title>stress %s</title>\n<style>%s</style>\n", escape(r.title()), style)
+	title := "stress " + printable(r.Parameters.To)
+	fmt.Fprintf(d, "<title>%s</title>\n<style>%s</style>\n", escape(title), style)
 	fmt.Fprintf(d, `<rect class="ground" width="%d" height="%d"/>`+"\n", width, height)
-	d.text(20, 32, "title", "start", fit("stress "+r.title(), 100))
-	d.text(20, 54, "", "start", fit(r.summary(), 116))
+	d.text(20, 32, "title", "start", fit(title, 96))
+	d.text(20, 54, "", "start", fit(r.done(), 116))
+	d.text(20, 74, "", "start", fit(r.summary(), 116))
 
 	columns := thin(r.Series, maxColumns)
 	d.throughput(r, headHeight, columns)
@@ -176,29 +180,44 @@ func (d *drawing) distribution(r *report, top float64) {
 		if i == 0 {
 			command = "M"
 		}
-		fmt.Fprintf(&line, "%s%.1f %.1f", command, p.x(point.Percent), p.y(max(point.Latency, l.Min)))
+		fmt.Fprintf(&line, "%s%.1f %.1f", command, p.x(point.Percent), p.y(point.Latency))
 	}
 	fmt.Fprintf(d, `<path class="a" d="%s"/>`+"\n", line.String())
-	marks := []struct {
-		name string
-		at   float64
-		us   float64
-	}{{"p50", 50, l.P50}, {"p90", 90, l.P90}, {"p99", 99, l.P99}, {"p99.9", 99.9, l.P999}, {"max", 100, l.Max}}
-	right := 0.0 // where the last label ends, or so
-	for _, m := range marks {
-		x, y := p.x(m.at), p.y(max(m.us, l.Min))
-		if x < right {
+	const labelled = 100 // how much space a label takes
+	end := float64(plotLeft + plotWidth)
+	used := 0.0 // up to where there are labels
+	for _, m := range []struct {
+		name    string
+		percent float64
+		us      float64
+	}{{"p50", 50, l.P50}, {"p90", 90, l.P90}, {"p99", 99, l.P99}, {"p99.9", 99.9, l.P999}} {
+		// The line never falls, so that it is not below to the right of a dot.
+		x, anchor := p.x(m.percent), "start"
+		if x+labelled > end {
+			x, anchor = x-labelled, "end"
+		}
+		if x < used || m.percent > highest(r.Percentiles) {
 			continue
 		}
-		right = x + 100
-		fmt.Fprintf(d, `<circle class="dot" cx="%.1f" cy="%.1f" r="5"/>`+"\n", x, y)
-		// The line never falls, so that it is not below to the right of a dot.
-		anchor, y := "start", min(y+20, p.bottom()-6)
-		if right > plotLeft+plotWidth {
-			anchor = "end"
-		}
-		d.text(x, y, "", anchor, m.name+" "+duration(m.us))
+		used = x + labelled
+		p.mark(m.percent, m.us, 20, anchor, m.name)
 	}
+	p.mark(100, l.Max, -11, "end", "max")
+}
+
+// highest returns the last percentile of a curve that is not the maximum.
+func highest(curve []point) float64 {
+	if len(curve) < 2 {
+		return 0
+	}
+	return curve[len(curve)-2].Percent
+}
+
+// mark draws a dot with a label below it, or above if below is negative.
+func (p *panel) mark(percent, us, below float64, anchor, name string) {
+	x, y := p.x(percent), p.y(us)
+	fmt.Fprintf(p, `<circle class="dot" cx="%.1f" cy="%.1f" r="5"/>`+"\n", x, y)
+	p.text(x, min(y+below, p.bottom()-6), "mark", anchor, name+" "+duration(us))
 }
 
 // latencyAxis is a logarithmic one of microseconds.

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"io"
 	"strings"
-	"time"
 	"unicode/utf8"
 )
 
@@ -57,10 +56,8 @@ func duration(us float64) string {
 		return digits(us) + " µs"
 	case us < 1e6:
 		return digits(us/1e3) + " ms"
-	case us < 100e6:
-		return digits(us/1e6) + " s"
 	}
-	return time.Duration(us * float64(time.Microsecond)).Round(time.Second).String()
+	return digits(us/1e6) + " s"
 }
 
 // amount formats a number of bytes, or of bytes a second, in powers of 1000.

@@ -184,10 +184,10 @@ func (r *report) writeJSON(w io.Writer) error {
 	return e.Encode(r)
 }
 
-// title says in a line what was done.
-func (r *report) title() string {
+// done says in a line what was done.
+func (r *report) done() string {
 	p := &r.Parameters
-	s := fmt.Sprintf("%s, %s, %s of %s", printable(p.To), plural(int64(p.Clients), "client"), p.Mode.messages(), plural(int64(p.Size), "byte"))
+	s := fmt.Sprintf("%s, %s of %s", plural(int64(p.Clients), "client"), p.Mode.messages(), plural(int64(p.Size), "byte"))
 	if p.Rate > 0 {
 		s += fmt.Sprintf(", %g a second each", p.Rate)
 	}
@@ -202,7 +202,7 @@ func (r *report) title() string {
 
 func (r *report) writeText(w io.Writer) error {
 	var b strings.Builder
-	fmt.Fprintln(&b, r.title())
+	fmt.Fprintf(&b, "%s: %s\n", printable(r.Parameters.To), r.done())
 	fmt.Fprintln(&b)
 	t := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(t, "%s\t%d\t%s a second\n", r.Parameters.Mode.messages(), r.Totals.Messages, digits(r.Rates.Messages))
@@ -219,10 +219,13 @@ func (r *report) writeText(w io.Writer) error {
 		t.Flush()
 	}
 	fmt.Fprintln(&b)
-	if r.Totals.Errors == 0 {
-		fmt.Fprintln(&b, "no errors: every byte came back as it was sent")
-	} else {
+	switch {
+	case r.Totals.Errors > 0:
 		r.writeErrors(&b)
+	case r.Totals.Messages > 0:
+		fmt.Fprintln(&b, "no errors: every byte came back as it was sent")
+	default:
+		fmt.Fprintln(&b, "no errors, and no messages")
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
