@@ -68,8 +68,8 @@ func TestStallIsNotHidden(t *testing.T) {
 		if got != want {
 			t.Errorf("%+v, not %+v", got, want)
 		}
-		if r.Totals.Unsent != 0 || r.Elapsed != 2.05 {
-			t.Errorf("unsent %d, in %v s", r.Totals.Unsent, r.Elapsed)
+		if r.Totals.Unsent != 0 || r.Elapsed != 2.05 || r.Interrupted {
+			t.Errorf("unsent %d, in %v s, interrupted: %v", r.Totals.Unsent, r.Elapsed, r.Interrupted)
 		}
 		// The rest after the second second is part of it.
 		var per []int64

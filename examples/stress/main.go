@@ -112,10 +112,10 @@ func save(flag string, f *os.File, write func(io.Writer) error) error {
 
 // run has the clients use the service until the time is over or ctx ends.
 func run(ctx context.Context, p *params, show *progress) *report {
+	m := newMeter(p.clients)
 	interrupt := ctx
 	ctx, cancel := context.WithTimeout(ctx, p.time)
 	defer cancel()
-	m := newMeter(p.clients)
 	over := make(chan struct{})
 	var watcher, clients sync.WaitGroup
 	watcher.Go(func() { m.watch(over, show.show) })

@@ -214,12 +214,9 @@ func TestTime(t *testing.T) {
 	_, echo := echoOf(t, 0)
 	addr := behindRelay(t, plain, echo.serve)
 	status, r, _, _, _ := stress(t, t.Context(), "-to", addr, "-time", "50ms", "-timeout", "1m", "-clients", "2", "-mode", "connections", "-seed", "7")
-	checkGood(t, status, r)
-	if r.Interrupted {
-		t.Error("interrupted")
-	}
-	if r.Elapsed < 0.05 {
-		t.Errorf("ended after %v s of 0.05", r.Elapsed)
+	// On a busy machine the time may be over before there was a message.
+	if status != 0 || r.Interrupted || r.Elapsed < 0.05 {
+		t.Errorf("status %d, interrupted: %v, after %v s of 0.05: %+v", status, r.Interrupted, r.Elapsed, r.Errors)
 	}
 	want := parameters{To: addr, Mode: connections, Clients: 2, Time: 0.05, Size: 1024, Timeout: 60, Seed: 7}
 	if r.Parameters != want {
@@ -259,10 +256,8 @@ func TestTLS(t *testing.T) {
 	t.Run("not trusted", func(t *testing.T) {
 		t.Parallel()
 		_, echo := echoOf(t, 1)
-		status, r, _, _, _ := stress(t, t.Context(), "-to", behindRelay(t, secure, echo.serve), "-time", "50ms", "-timeout", "1m", "-clients", "1", "-tls")
-		if status != 1 || r.Totals.Errors == 0 || r.Errors.ByKind["connect_failed"] != r.Totals.Errors {
-			t.Errorf("status %d, errors %+v", status, r.Errors)
-		}
+		p, _ := parse([]string{"-to", behindRelay(t, secure, echo.serve), "-time", "1h", "-timeout", "1m", "-clients", "1", "-tls"}, t.Output())
+		checkErrors(t, runUntilFailed(t, p), connectFailed, "certificate")
 	})
 }
 

@@ -162,6 +162,10 @@ func (d *drawing) latencies(r *report, top float64, columns []sample) {
 	}
 	p := panel{d, top, timeAxis(r.Elapsed), latencyAxis(low, high)}
 	p.frame("Latency over time", "time since the start, of each second; logarithmic upwards")
+	if r.Latency.Count == 0 {
+		p.nothing()
+		return
+	}
 	p.series("a", columns, func(s sample) float64 { return s.P50 })
 	p.series("b", columns, func(s sample) float64 { return s.P99 })
 	p.legend([]entry{{"a", "p50"}, {"b", "p99"}})
@@ -172,6 +176,7 @@ func (d *drawing) distribution(r *report, top float64) {
 	p := panel{d, top, percentileAxis(l.Count), latencyAxis(l.Min, l.Max)}
 	p.frame("Latency distribution", "so many of the messages took no longer; logarithmic both ways")
 	if l.Count == 0 {
+		p.nothing()
 		return
 	}
 	var line strings.Builder
@@ -258,6 +263,11 @@ func (p *panel) frame(title, below string) {
 	p.text(plotLeft+plotWidth/2, p.bottom()+40, "", "middle", below)
 }
 
+// nothing says that there is nothing to be drawn.
+func (p *panel) nothing() {
+	p.text(plotLeft+plotWidth/2, p.bottom()-plotHeight/2, "", "middle", "no messages")
+}
+
 // An entry of a legend explains what is drawn in a class.
 type entry struct{ class, text string }
 
@@ -267,7 +277,7 @@ func (p *panel) legend(entries []entry) {
 	for i := len(entries) - 1; i >= 0; i-- {
 		e := entries[i]
 		p.text(right, p.top+14, "", "end", e.text)
-		right -= 7*float64(len(e.text)) + 8 // some more than the text is wide
+		right -= 7.2*float64(len(e.text)) + 10 // some more than the text is wide
 		if e.class == "bad" {
 			fmt.Fprintf(p, `<rect class="bad" x="%.1f" y="%.1f" width="22" height="6"/>`+"\n", right-22, p.top+7)
 		} else {
