@@ -63,6 +63,20 @@ func TestProgressOncePerSecond(t *testing.T) {
 	})
 }
 
+// TestProgressEndsItsLine has a run leave the terminal's line, for the report.
+func TestProgressEndsItsLine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := pipesTo(stallAt(-1, 0))
+		p.rate = 10
+		p.time = 2500 * time.Millisecond
+		var b strings.Builder
+		run(t.Context(), p, &progress{w: &b, terminal: true, mode: p.mode})
+		if s := b.String(); strings.Count(s, "\r") != 2 || strings.Index(s, "\n") != len(s)-1 {
+			t.Errorf("%q", s)
+		}
+	})
+}
+
 // TestProgressThatNobodyReads has a run not depend on it.
 func TestProgressThatNobodyReads(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
