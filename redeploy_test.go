@@ -295,50 +295,49 @@ func registerShared(t testing.TB, addr string, opts ...relay.RegisterOption) (a,
 	return a, b
 }
 
-// Each client goes to the app that has the fewest.
+// Each client goes to the app that has the fewest. The clock is a fake one, for an app that
+// said nothing for a second is not the first choice.
 func TestSharedSpread(t *testing.T) {
-	srv, addr := startRelay(t)
-	a, b := registerShared(t, addr)
-	apps := []*relay.Listener{a, b}
-	expectLive := func(want ...int) {
-		t.Helper()
-		eventually(t, fmt.Sprint("clients of the apps ", want), func() bool {
-			s := sessions(t, srv)
-			return len(s) == 2 && s[0].Clients == want[0] && s[1].Clients == want[1] &&
-				a.Stats().Live == want[0] && b.Stats().Live == want[1]
-		})
-	}
-	for _, l := range apps {
-		go serveEcho(l)
-	}
-	var clients [2][]net.Conn // of each
-	connect := func() {
-		t.Helper()
-		before := a.Stats().Accepted
-		c := dial(t, a)
-		echoes(t, c)
-		which := 1
-		if a.Stats().Accepted > before {
-			which = 0
+	onStage(t, func(t *testing.T, s *stage) {
+		a := s.registerEcho("", relay.WithName("two"), relay.WithShared())
+		b := s.registerEcho("", relay.WithName("two"), relay.WithShared())
+		expectLive := func(want ...int) {
+			t.Helper()
+			eventually(t, fmt.Sprint("clients of the apps ", want), func() bool {
+				of := sessions(t, s.srv)
+				return len(of) == 2 && of[0].Clients == want[0] && of[1].Clients == want[1] &&
+					a.Stats().Live == want[0] && b.Stats().Live == want[1]
+			})
 		}
-		clients[which] = append(clients[which], c)
-	}
-	const n = 20
-	for range 2 * n {
-		connect()
-	}
-	expectLive(n, n)
-	for which, now := range [][]int{{n - 5, n}, {n, n - 5}} {
-		for _, c := range clients[which][n-5:] {
-			c.Close()
+		var clients [2][]net.Conn // of each
+		connect := func() {
+			t.Helper()
+			before := a.Stats().Accepted
+			c := s.client(a)
+			s.mustServe(c)
+			which := 1
+			if a.Stats().Accepted > before {
+				which = 0
+			}
+			clients[which] = append(clients[which], c)
 		}
-		clients[which] = clients[which][:n-5]
-		expectLive(now...)
-		for range 5 { // all to the one that has fewer
+		const n = 20
+		for range 2 * n {
 			connect()
 		}
 		expectLive(n, n)
-	}
+		for which, now := range [][]int{{n - 5, n}, {n, n - 5}} {
+			for _, c := range clients[which][n-5:] {
+				c.Close()
+			}
+			clients[which] = clients[which][:n-5]
+			expectLive(now...)
+			for range 5 { // all to the one that has fewer
+				connect()
+			}
+			expectLive(n, n)
+		}
+	})
 }
 
 // An app that takes no more clients gets none, and keeps those it has. The address
