@@ -76,7 +76,7 @@ func (k *link) drop() {
 // tlsClient makes conn a TLS connection, verified for the host in addr unless the
 // config names another.
 func tlsClient(ctx context.Context, conn net.Conn, addr string, config *tls.Config) (net.Conn, error) {
-	if config.ServerName == "" && !config.InsecureSkipVerify {
+	if config.ServerName == "" {
 		host, _, err := net.SplitHostPort(addr)
 		if err != nil {
 			host = addr

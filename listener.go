@@ -90,6 +90,9 @@ func Register(ctx context.Context, addr string, opts ...RegisterOption) (*Listen
 	if cfg.hostname != "" && cfg.port != 0 {
 		return nil, errors.New("relay: WithHostname and WithPort exclude each other")
 	}
+	if cfg.pins != nil {
+		cfg.tls = pinned(cfg.tls, cfg.pins)
+	}
 	running, stop := context.WithCancel(context.Background())
 	connecting, stopConnecting := context.WithCancel(running)
 	l := &Listener{
@@ -151,7 +154,7 @@ func isTLSMistake(err error) bool {
 	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok {
 		return true
 	}
-	return isAlert(err) || errors.Is(err, mux.ErrTLS)
+	return isAlert(err) || errors.Is(err, mux.ErrTLS) || errors.Is(err, errPin)
 }
 
 // run keeps the listener registered until Close, or until the relay says that it will

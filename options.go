@@ -66,6 +66,7 @@ type serverConfig struct {
 
 type registerConfig struct {
 	tls       *tls.Config
+	pins      []string // of the relay's keys; nil: certification authorities decide
 	log       *slog.Logger
 	events    *events
 	heartbeat heartbeat

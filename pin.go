@@ -1,0 +1,67 @@
+package relay
+
+import (
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// pinPrefix is what a pin begins with, as curl's --pinnedpubkey has it.
+const pinPrefix = "sha256//"
+
+// Pin returns what names the key of a certificate for [WithPin]: "sha256//" and the
+// base64 of the SHA-256 of its SubjectPublicKeyInfo, which curl's --pinnedpubkey takes
+// too. It stays the same for as long as the key does.
+func Pin(cert *x509.Certificate) string {
+	sum := sha256.Sum256(cert.RawSubjectPublicKeyInfo)
+	return pinPrefix + base64.StdEncoding.EncodeToString(sum[:])
+}
+
+// WithPin has the app register over TLS, at a relay that proves to have the key of one of
+// the pins ([Pin]). Nothing else of its certificate counts, not its names, dates or who
+// signed it, so that one the relay made by itself does. A second pin is for the key that
+// the relay is to change to. A relay with another key fails the handshake (CodeTLS) before
+// it is shown a token. What else [WithTLSConfig] sets, such as a client certificate, holds.
+func WithPin(pins ...string) RegisterOption {
+	return registerOption(func(c *registerConfig) error {
+		if len(pins) == 0 {
+			return errors.New("relay: WithPin: no pin")
+		}
+		for _, pin := range pins {
+			encoded, ok := strings.CutPrefix(pin, pinPrefix)
+			sum, err := base64.StdEncoding.Strict().DecodeString(encoded)
+			if !ok || err != nil || len(sum) != sha256.Size {
+				return fmt.Errorf("relay: WithPin(%.100q): not %s and the base64 of a SHA-256", pin, pinPrefix)
+			}
+		}
+		c.pins = slices.Clone(pins)
+		return nil
+	})
+}
+
+var errPin = errors.New("the relay does not have the key that it should")
+
+// pinned returns a config in which the pins decide whether a relay is the right one.
+func pinned(config *tls.Config, pins []string) *tls.Config {
+	if config == nil {
+		config = &tls.Config{MinVersion: tls.VersionTLS13}
+	}
+	config = config.Clone()
+	config.InsecureSkipVerify = true // by certification authorities; VerifyConnection is called all the same
+	also := config.VerifyConnection
+	config.VerifyConnection = func(state tls.ConnectionState) error {
+		if pin := Pin(state.PeerCertificates[0]); !slices.Contains(pins, pin) { // a server has one
+			return fmt.Errorf("%w: its pin is %s", errPin, pin)
+		}
+		if also != nil {
+			return also(state)
+		}
+		return nil
+	}
+	return config
+}
