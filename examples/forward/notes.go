@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"log/slog"
-	"strings"
 	"sync"
 	"time"
 )
@@ -81,12 +80,19 @@ type noter struct {
 func (h noter) Enabled(context.Context, slog.Level) bool { return true }
 
 func (h noter) Handle(_ context.Context, r slog.Record) error {
-	var attrs strings.Builder
+	var why, attrs string
 	r.Attrs(func(a slog.Attr) bool {
-		attrs.WriteString(h.format(a))
+		switch a.Key {
+		case "err": // what matters most, if not all has room
+			why = ": " + a.Value.Resolve().String()
+		case "relay", "kind": // which the view says, or the message
+		default:
+			attrs += h.format(a)
+		}
 		return true
 	})
-	h.add(r.Time, r.Level >= slog.LevelWarn, r.Message+h.attrs, r.Message+h.attrs+attrs.String())
+	kind := r.Message + h.attrs
+	h.add(r.Time, r.Level >= slog.LevelWarn, kind, kind+attrs+why)
 	return nil
 }
 

@@ -99,17 +99,18 @@ func (p painter) blocks(s *snapshot, form func(r *row, now time.Time) []string) 
 
 // wide returns the lines of a mapping where there is room.
 func (p painter) wide(r *row, now time.Time) []string {
-	clients := fmt.Sprintf("%d now, %d in all", r.stats.Live, r.stats.Accepted)
+	clients := fmt.Sprintf("clients: %d (%d in all", r.stats.Live, r.stats.Accepted)
 	if r.missed > 0 {
 		clients += fmt.Sprintf(", %d reset", r.missed)
 	}
+	clients += ")"
 	if n := r.stats.Reconnects; n > 0 {
 		clients += fmt.Sprintf(", reconnects: %d", n)
 	}
 	lines := []string{
 		p.paint(bold, p.line(clean(r.addr)+" -> "+clean(r.target))),
 		p.columns(r.state.color(), column{fmt.Sprintf("  %v %s", r.state, lasting(now.Sub(r.since))), 30},
-			column{"clients: " + clients, 0}),
+			column{clients, 0}),
 		p.columns("", column{fmt.Sprintf("  in: %s, %s", size(r.stats.BytesIn), rate(r.inRate)), 30},
 			column{fmt.Sprintf("out: %s, %s", size(r.stats.BytesOut), rate(r.outRate)), 0}),
 	}
@@ -153,10 +154,11 @@ type column struct {
 func (p painter) columns(first sgr, columns ...column) string {
 	line, left := "", p.width
 	for i, c := range columns {
-		text := cut(c.text, left)
+		room := left
 		if c.width > 0 {
-			text = cut(c.text, min(c.width-1, left)) // apart from the next
+			room = min(c.width-1, left) // apart from the next
 		}
+		text := strings.TrimRight(cut(c.text, room), " ")
 		width := max(len(text), min(c.width, left))
 		gap := strings.Repeat(" ", width-len(text))
 		if i == 0 {

@@ -1,0 +1,262 @@
+package main
+
+import (
+	"errors"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+)
+
+// A screen is what a terminal shows of what a view sends it. It knows the view's sequences
+// and no others.
+type screen struct {
+	mu       sync.Mutex
+	pending  string // what is not whole yet
+	lines    []string
+	row      int
+	modes    map[string]bool // that are set
+	odd      []string        // what should not have come
+	wrapped  bool            // a line was too long
+	width    int
+	alternat int // how often its own screen was entered
+}
+
+func (s *screen) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.pending += string(p)
+	for s.pending != "" && s.take() {
+	}
+	return len(p), nil
+}
+
+// take takes a character or a sequence, if it is whole.
+func (s *screen) take() bool {
+	if s.lines == nil {
+		s.lines, s.modes = make([]string, 1000), map[string]bool{"?25": true, "?7": true}
+	}
+	if s.pending[0] != '\x1b' {
+		c := s.pending[0]
+		s.pending = s.pending[1:]
+		switch {
+		case c == '\r':
+		case c == '\n':
+			s.row = (s.row + 1) % len(s.lines)
+		case c < ' ' || c > '~':
+			if s.modes["?1049"] {
+				s.odd = append(s.odd, string(c))
+			}
+		default:
+			s.lines[s.row] += string(c)
+			s.wrapped = s.wrapped || s.modes["?1049"] && len(s.lines[s.row]) > s.width
+		}
+		return true
+	}
+	end := strings.IndexAny(s.pending, "HKJhlm")
+	if end < 0 {
+		return false
+	}
+	sequence, last := s.pending[:end], s.pending[end]
+	s.pending = s.pending[end+1:]
+	argument := strings.TrimPrefix(sequence, "\x1b[")
+	switch last {
+	case 'H': // each line is written anew behind it
+		s.row = 0
+		clear(s.lines)
+	case 'K', 'J', 'm':
+	case 'h', 'l':
+		s.modes[argument] = last == 'h'
+		if argument == "?1049" && last == 'h' {
+			s.alternat++
+		}
+	}
+	if len(argument) == len(sequence) {
+		s.odd = append(s.odd, sequence)
+	}
+	return true
+}
+
+func (s *screen) text() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return strings.Join(s.lines, "\n")
+}
+
+// ours reports whether the terminal is the view's, and whether it is as it was before.
+func (s *screen) ours() (ours, restored bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	m := s.modes
+	return m["?1049"] && !m["?25"] && !m["?7"], m != nil && !m["?1049"] && m["?25"] && m["?7"]
+}
+
+// onTerminal starts the program on a terminal of its own and returns what that shows.
+func onTerminal(t *testing.T, env []string, args ...string) (cmd *exec.Cmd, keyboard *os.File, s *screen, exited chan error) {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	master, slave := openTerminal(t)
+	setTerminalSize(t, master, 80, 24)
+	cmd = exec.Command(self, args...)
+	cmd.Env = append(os.Environ(), asProgram+"=1", "TERM=xterm", "NO_COLOR=")
+	cmd.Env = append(cmd.Env, env...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
+	ownTerminal(cmd)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	slave.Close()
+	s = &screen{width: 80}
+	exited = make(chan error, 1)
+	var wg sync.WaitGroup
+	wg.Go(func() { io.Copy(s, master) }) // to the error that is a terminal's end
+	wg.Go(func() { exited <- cmd.Wait() })
+	t.Cleanup(func() {
+		cmd.Process.Kill()
+		wg.Wait()
+		master.Close()
+		if t.Failed() {
+			t.Logf("on the terminal:\n%s", strings.TrimRight(s.text(), "\n"))
+		}
+		if s.wrapped || len(s.odd) > 0 {
+			t.Errorf("on the terminal: a line was too long: %v; odd: %q", s.wrapped, s.odd)
+		}
+	})
+	return cmd, master, s, exited
+}
+
+func (s *screen) eventually(t *testing.T, texts ...string) {
+	t.Helper()
+	for _, text := range texts {
+		eventually(t, "on the screen: "+text, func() bool { return strings.Contains(s.text(), text) })
+	}
+}
+
+// The view, on a terminal: what it shows, that it stops and goes on as a job does, that it
+// follows the terminal's size, and that ^C ends it when the clients have left and the
+// terminal is as it was.
+func TestView(t *testing.T) {
+	at, _ := startRelay(t, "127.0.0.1:0")
+	ln, gone := listen(t), listen(t)
+	gone.Close()
+	go serve(ln, "")
+	cmd, keyboard, s, exited := onTerminal(t, []string{"FORWARD_RELAY=" + at, "FORWARD_TO=" + ln.Addr().String() + ",name=web " + gone.Addr().String()}, "-drain", "1h")
+	s.eventually(t, "forward at "+at, " -> "+ln.Addr().String(), " -> "+gone.Addr().String(), "  connected ")
+	if ours, _ := s.ours(); !ours {
+		t.Error("it is no screen of its own")
+	}
+	addrs := make(map[string]string)
+	for line := range strings.Lines(s.text()) {
+		if addr, target, ok := strings.Cut(strings.TrimSpace(line), " -> "); ok {
+			addrs[target] = addr
+		}
+	}
+
+	c := dial(t, addrs[ln.Addr().String()])
+	wantExchange(t, c, strings.Repeat("x", 5<<10))
+	s.eventually(t, "clients: 1 (1 in all)", "in: 5.0 KiB", "out: 5.0 KiB", "client came to="+ln.Addr().String()+" client="+c.LocalAddr().String())
+	wantReset(t, addrs[gone.Addr().String()])
+	s.eventually(t, "no local connection to="+gone.Addr().String(), "clients: 0 (1 in all, 1 reset)")
+
+	wide := "client=" + c.LocalAddr().String()
+	s.mu.Lock()
+	s.width = 200
+	s.mu.Unlock()
+	setTerminalSize(t, keyboard, 24, 40)
+	eventually(t, "a narrow screen", func() bool { return s.text() != "" && !strings.Contains(s.text(), wide) })
+	setTerminalSize(t, keyboard, 200, 40)
+	s.eventually(t, wide)
+
+	const z, c3 = "\x1a", "\x03"
+	io.WriteString(keyboard, z)
+	eventually(t, "it stops, and leaves the terminal", func() bool {
+		_, restored := s.ours()
+		return restored && stopped(cmd.Process.Pid)
+	})
+	goOn(t, cmd.Process.Pid)
+	eventually(t, "it goes on", func() bool { ours, _ := s.ours(); return ours })
+	s.eventually(t, "clients: 1 (1 in all)")
+	wantExchange(t, c, "still here?")
+
+	io.WriteString(keyboard, c3)
+	s.eventually(t, "stopping when the clients have left", "  leaving ")
+	wantExchange(t, c, "and now?")
+	wantEnd(t, c)
+	if err := <-exited; err != nil {
+		t.Errorf("it ended with %v", err)
+	}
+	eventually(t, "the terminal is as it was", func() bool { _, restored := s.ours(); return restored })
+}
+
+// What ends the program at once leaves the terminal as it was, too.
+func TestViewEnds(t *testing.T) {
+	at, _ := startRelay(t, "127.0.0.1:0")
+	ln := listen(t)
+	go serve(ln, "")
+	for _, tt := range []struct{ name, keys, end string }{
+		{"interrupted twice", "\x03\x03", "signal: interrupt"},
+		{"quit", "\x1c", "exit status 2"}, // as a Go program does, with its stacks
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			_, keyboard, s, exited := onTerminal(t, nil, "-relay", at, "-to", ln.Addr().String(), "-drain", "1h")
+			s.eventually(t, "  connected ")
+			addr, _, _ := strings.Cut(strings.Split(s.text(), "\n")[2], " -> ")
+			wantExchange(t, dial(t, addr), "hello")
+			for i, key := range tt.keys {
+				if i > 0 {
+					s.eventually(t, "  leaving ")
+				}
+				io.WriteString(keyboard, string(key))
+			}
+			if err := <-exited; err == nil || err.Error() != tt.end {
+				t.Errorf("it ended with %v, want %s", err, tt.end)
+			}
+			eventually(t, "the terminal is as it was", func() bool { _, restored := s.ours(); return restored })
+		})
+	}
+}
+
+// Behind the view, what ended the program is on the terminal that was there before.
+func TestViewFails(t *testing.T) {
+	ln := listen(t)
+	ln.Close()
+	_, _, s, exited := onTerminal(t, nil, "-relay", ln.Addr().String())
+	if exit, ok := errors.AsType[*exec.ExitError](<-exited); !ok || exit.ExitCode() != 1 {
+		t.Errorf("it ended with %v", exit)
+	}
+	s.eventually(t, `level=ERROR msg="forward failed"`)
+	if _, restored := s.ours(); !restored {
+		t.Error("the terminal is not as it was")
+	}
+}
+
+// Plain lines are to be had on a terminal too, and with one that cannot do more.
+func TestNoView(t *testing.T) {
+	at, _ := startRelay(t, "127.0.0.1:0")
+	for _, args := range [][]string{{"TERM=dumb"}, {"TERM=xterm", "-plain"}} {
+		_, keyboard, s, exited := onTerminal(t, args[:1], append(args[1:], "-relay", at)...)
+		eventually(t, "the address alone on a line", func() bool {
+			for line := range strings.Lines(s.text()) {
+				_, port, err := net.SplitHostPort(strings.TrimSpace(line))
+				if n, _ := strconv.Atoi(port); err == nil && n > 0 {
+					return true
+				}
+			}
+			return false
+		})
+		io.WriteString(keyboard, "\x03")
+		if err := <-exited; err != nil {
+			t.Errorf("it ended with %v", err)
+		}
+		if s.alternat > 0 {
+			t.Errorf("%q: a view", args)
+		}
+	}
+}
