@@ -1,11 +1,12 @@
 // Command forward gives programs that know nothing of relays public addresses: it
 // registers at a relay and carries each client to a local port, with half-closes and
-// resets kept both ways.
+// resets kept both ways (but a Unix socket has no resets: there they are plain ends).
 //
 //	go run github.com/tcprelay/relay/examples/forward -relay 127.0.0.1:8080 -to localhost:3000,port=8081
 //
-// Given several times, -to makes as many services in one process. A target may be a Unix
-// socket, too, and be told who the client is by the PROXY protocol.
+// Given several times, -to makes as many services in one process, each with a port, a name
+// or a hostname of its own behind a comma. A target may be a Unix socket, too, and be told
+// who the client is by the PROXY protocol.
 //
 // On a terminal it shows what goes on, on one screen. Otherwise, or with -plain, it prints
 // each public address on a line of its own, with " -> " and the target behind it if there
@@ -104,6 +105,8 @@ func main() {
 	}
 
 	ctx, stop := context.WithCancel(context.Background())
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	var fw *forwarder
 	restore := func() {}
 	if !c.plain && canView(os.Stdout) {
@@ -117,7 +120,7 @@ func main() {
 	} else {
 		fw = newForwarder(&c, services, opts, log, os.Stdout)
 	}
-	go awaitSignals(stop, restore)
+	go obey(signals, stop, restore)
 	failed, cut := fw.serve(ctx)
 	restore()
 	if cut {
@@ -135,11 +138,9 @@ func fail(log *slog.Logger, errs ...error) {
 	os.Exit(1)
 }
 
-// awaitSignals calls stop at the first signal. At the second it leaves the terminal as it
-// was and has the program ended by that signal. It runs for as long as the program.
-func awaitSignals(stop, restore func()) {
-	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+// obey calls stop at the first signal. At the second it leaves the terminal as it was and
+// has the program ended by that signal. It runs for as long as the program.
+func obey(signals <-chan os.Signal, stop, restore func()) {
 	<-signals
 	stop()
 	die(<-signals, restore)

@@ -173,7 +173,7 @@ type forwarder struct {
 	mappings []*mapping
 }
 
-// newForwarder returns one that has yet to serve. Nil for out is nobody.
+// newForwarder returns one that has yet to serve.
 func newForwarder(c *config, services targets, opts []relay.RegisterOption, log *slog.Logger, out io.Writer) *forwarder {
 	f := &forwarder{relay: c.relay, drain: c.drain, log: log, out: out}
 	for _, t := range services {
@@ -370,7 +370,7 @@ func (m *mapping) row() row {
 	ln := m.ln
 	m.mu.Unlock()
 	if r.addr == "" { // what it is going to be
-		r.addr = cmp.Or(m.hostname, "?")
+		r.addr = cmp.Or(m.hostname, "any port")
 		if m.port != 0 {
 			r.addr = fmt.Sprintf("port %d", m.port)
 		}

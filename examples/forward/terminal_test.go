@@ -195,6 +195,17 @@ func TestView(t *testing.T) {
 	eventually(t, "the terminal is as it was", func() bool { _, restored := s.ours(); return restored })
 }
 
+// The view says that the relay was lost, and that it is back.
+func TestViewReconnects(t *testing.T) {
+	at, closeFirst := startRelay(t, "127.0.0.1:0")
+	_, _, s, _ := onTerminal(t, nil, "-relay", at)
+	s.eventually(t, "  connected ")
+	closeFirst()
+	s.eventually(t, "  reconnecting ", "unreachable")
+	startRelay(t, at)
+	s.eventually(t, "  connected ", ", reconnects: 1", "back at the relay")
+}
+
 // What ends the program at once leaves the terminal as it was, too.
 func TestViewEnds(t *testing.T) {
 	at, _ := startRelay(t, "127.0.0.1:0")
