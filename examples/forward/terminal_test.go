@@ -15,15 +15,22 @@ import (
 // A screen is what a terminal shows of what a view sends it. It knows the view's sequences
 // and no others.
 type screen struct {
-	mu       sync.Mutex
-	pending  string // what is not whole yet
-	lines    []string
-	row      int
-	modes    map[string]bool // that are set
-	odd      []string        // what should not have come
-	wrapped  bool            // a line was too long
-	width    int
-	alternat int // how often its own screen was entered
+	mu          sync.Mutex
+	width       int
+	pending     string // what is not whole yet
+	lines       []string
+	row, column int
+	modes       map[string]bool // that are set
+	views       int             // how often a screen of its own was entered
+
+	// What should not have come to that one: lines that are too long, and characters or
+	// sequences of another kind.
+	wrapped bool
+	odd     []string
+}
+
+func newScreen(width int) *screen {
+	return &screen{width: width, lines: make([]string, 1000), modes: map[string]bool{"?25": true, "?7": true}}
 }
 
 func (s *screen) Write(p []byte) (int, error) {
@@ -37,24 +44,10 @@ func (s *screen) Write(p []byte) (int, error) {
 
 // take takes a character or a sequence, if it is whole.
 func (s *screen) take() bool {
-	if s.lines == nil {
-		s.lines, s.modes = make([]string, 1000), map[string]bool{"?25": true, "?7": true}
-	}
 	if s.pending[0] != '\x1b' {
 		c := s.pending[0]
 		s.pending = s.pending[1:]
-		switch {
-		case c == '\r':
-		case c == '\n':
-			s.row = (s.row + 1) % len(s.lines)
-		case c < ' ' || c > '~':
-			if s.modes["?1049"] {
-				s.odd = append(s.odd, string(c))
-			}
-		default:
-			s.lines[s.row] += string(c)
-			s.wrapped = s.wrapped || s.modes["?1049"] && len(s.lines[s.row]) > s.width
-		}
+		s.character(c)
 		return true
 	}
 	end := strings.IndexAny(s.pending, "HKJhlm")
@@ -63,22 +56,52 @@ func (s *screen) take() bool {
 	}
 	sequence, last := s.pending[:end], s.pending[end]
 	s.pending = s.pending[end+1:]
-	argument := strings.TrimPrefix(sequence, "\x1b[")
-	switch last {
-	case 'H': // each line is written anew behind it
-		s.row = 0
-		clear(s.lines)
-	case 'K', 'J', 'm':
-	case 'h', 'l':
-		s.modes[argument] = last == 'h'
-		if argument == "?1049" && last == 'h' {
-			s.alternat++
-		}
-	}
-	if len(argument) == len(sequence) {
+	argument, ok := strings.CutPrefix(sequence, "\x1b[")
+	if !ok {
 		s.odd = append(s.odd, sequence)
 	}
+	switch last {
+	case 'H':
+		s.row, s.column = 0, 0
+	case 'K':
+		s.lines[s.row] = s.lines[s.row][:min(len(s.lines[s.row]), s.column)]
+	case 'J':
+		s.lines[s.row] = s.lines[s.row][:min(len(s.lines[s.row]), s.column)]
+		clear(s.lines[s.row+1:])
+	case 'h', 'l':
+		s.modes[argument] = last == 'h'
+		if argument == "?1049" {
+			clear(s.lines)
+			s.row, s.column = 0, 0
+			if last == 'h' {
+				s.views++
+			}
+		}
+	}
 	return true
+}
+
+func (s *screen) character(c byte) {
+	view := s.modes["?1049"]
+	switch {
+	case c == '\r':
+		s.column = 0
+	case c == '\n':
+		s.row = (s.row + 1) % len(s.lines)
+	case c < ' ' || c > '~':
+		if view {
+			s.odd = append(s.odd, string(c))
+		}
+	default:
+		line := s.lines[s.row]
+		line += strings.Repeat(" ", max(0, s.column-len(line)))
+		s.lines[s.row] = line[:s.column] + string(c) + line[min(len(line), s.column+1):]
+		s.column++
+		s.wrapped = s.wrapped || view && s.column > s.width
+		if view {
+			s.column = min(s.column, s.width-1) // where a cursor waits that is not to wrap
+		}
+	}
 }
 
 func (s *screen) text() string {
@@ -92,7 +115,7 @@ func (s *screen) ours() (ours, restored bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	m := s.modes
-	return m["?1049"] && !m["?25"] && !m["?7"], m != nil && !m["?1049"] && m["?25"] && m["?7"]
+	return m["?1049"] && !m["?25"] && !m["?7"], !m["?1049"] && m["?25"] && m["?7"]
 }
 
 // onTerminal starts the program on a terminal of its own and returns what that shows.
@@ -113,7 +136,7 @@ func onTerminal(t *testing.T, env []string, args ...string) (cmd *exec.Cmd, keyb
 		t.Fatal(err)
 	}
 	slave.Close()
-	s = &screen{width: 80}
+	s = newScreen(80)
 	exited = make(chan error, 1)
 	var wg sync.WaitGroup
 	wg.Go(func() { io.Copy(s, master) }) // to the error that is a terminal's end
@@ -148,7 +171,7 @@ func TestView(t *testing.T) {
 	gone.Close()
 	go serve(ln, "")
 	cmd, keyboard, s, exited := onTerminal(t, []string{"FORWARD_RELAY=" + at, "FORWARD_TO=" + ln.Addr().String() + ",name=web " + gone.Addr().String()}, "-drain", "1h")
-	s.eventually(t, "forward at "+at, " -> "+ln.Addr().String(), " -> "+gone.Addr().String(), "  connected ")
+	s.eventually(t, "forward at "+at, " -> "+ln.Addr().String(), " -> "+gone.Addr().String(), "  connected ", "^C stops\n")
 	if ours, _ := s.ours(); !ours {
 		t.Error("it is no screen of its own")
 	}
@@ -266,7 +289,7 @@ func TestNoView(t *testing.T) {
 		if err := <-exited; err != nil {
 			t.Errorf("it ended with %v", err)
 		}
-		if s.alternat > 0 {
+		if s.views > 0 {
 			t.Errorf("%q: a view", args)
 		}
 	}
