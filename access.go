@@ -64,12 +64,12 @@ type tokens [][][sha256.Size]byte
 
 func (t *tokens) add(group []string) error {
 	if len(group) == 0 {
-		return errors.New("relay: WithTokens: no token")
+		return errors.New("no token")
 	}
 	var sums [][sha256.Size]byte
 	for i, token := range group {
 		if token == "" {
-			return fmt.Errorf("relay: WithTokens: token %d is empty", i+1)
+			return fmt.Errorf("token %d is empty", i+1)
 		}
 		sums = append(sums, sha256.Sum256([]byte(token)))
 	}
@@ -90,6 +90,19 @@ func (t tokens) authorize(_ context.Context, r Registration) (Grant, error) {
 		return Grant{}, errToken
 	}
 	return Grant{Identity: fmt.Sprintf("tokens %d", found)}, nil
+}
+
+// TokenAuthorizer returns what [WithTokens] uses, with a group of tokens for each call of
+// it, for an authorizer of your own to ask: one whose tokens can change, say
+// ([Server.Reauthorize]).
+func TokenAuthorizer(groups ...[]string) (func(context.Context, Registration) (Grant, error), error) {
+	t := tokens{}
+	for _, group := range groups {
+		if err := t.add(group); err != nil {
+			return nil, fmt.Errorf("relay: TokenAuthorizer: %w", err)
+		}
+	}
+	return t.authorize, nil
 }
 
 // byCertificate is the authorizer where there is no other: who has shown a client

@@ -279,13 +279,18 @@ func WithLimits(l Limits) ServerOption {
 // are compared in constant time. They should be long and random; an empty one is an
 // error. It excludes WithAuthorizer.
 func WithTokens(tokens ...string) ServerOption {
-	return serverOption(func(c *serverConfig) error { return c.tokens.add(tokens) })
+	return serverOption(func(c *serverConfig) error {
+		if err := c.tokens.add(tokens); err != nil {
+			return fmt.Errorf("relay: WithTokens: %w", err)
+		}
+		return nil
+	})
 }
 
 // WithAuthorizer has authorize decide who may register and as what. It is asked at
-// each registration, also when an app comes back, and may take as long as the
-// handshake has time; ctx ends with that, or when the app has gone. Several calls may
-// run at once. An error refuses the app with CodeUnauthorized, and is logged here. Nil,
+// each registration, also when an app comes back, and by [Server.Reauthorize]. It may take
+// as long as the handshake has time; ctx ends with that, or when the app has gone. Several
+// calls may run at once. An error refuses the app with CodeUnauthorized, and is logged here. Nil,
 // the default, lets everybody register; with a TLS config that verifies client
 // certificates, as the certificate's subject, or "key" and the SHA-256 of its public key
 // if that is empty.

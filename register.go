@@ -169,7 +169,9 @@ func (m *member) register(ctx context.Context, ln net.Listener, conn net.Conn, h
 		err = s.place(wanted, ln, m)
 	}
 	if err == nil {
-		err = m.reply(ctx)
+		if err = m.confirm(wanted); err == nil {
+			err = m.reply(ctx)
+		}
 		close(m.replied)
 		if err != nil {
 			m.unplace()
@@ -294,7 +296,8 @@ func cutShort(ctx context.Context, st *mux.Stream) (stop func() error) {
 
 // authorize asks what the app may have.
 func (m *member) authorize(ctx context.Context, conn net.Conn) error {
-	r := Registration{
+	r := &m.shown
+	*r = Registration{
 		Token:  m.asked.Token,
 		Remote: conn.RemoteAddr(),
 		Name:   m.asked.Name,
@@ -303,24 +306,14 @@ func (m *member) authorize(ctx context.Context, conn net.Conn) error {
 
 		Hostname: m.asked.Hostname,
 	}
-	m.asked.Token = "" // nobody else needs it
 	if tc, ok := conn.(*tls.Conn); ok {
 		state := tc.ConnectionState()
 		r.TLS = &state
 	}
-	ask := m.srv.cfg.authorize
-	if ask == nil {
-		ask = byCertificate
-	}
-	grant, err := ask(ctx, r)
-	if err == nil {
-		err = grant.validate()
-	}
+	grant, err := m.ask(ctx)
 	switch {
-	case ctx.Err() != nil:
-		return fmt.Errorf("authorizer: %w", context.Cause(ctx))
 	case err != nil:
-		return refuse(wire.CodeUnauthorized, "not authorized", err)
+		return err
 	case !grant.allowsName(r.Name):
 		return refuse(wire.CodeUnauthorized, "not authorized for this name", fmt.Errorf("%s asks for the name %q", who(grant.Identity), r.Name))
 	case r.Hostname != "" && !grant.allowsHost(r.Hostname):
@@ -330,6 +323,29 @@ func (m *member) authorize(ctx context.Context, conn net.Conn) error {
 	}
 	m.grant = grant
 	return nil
+}
+
+// ask asks the authorizer, who may be asked about the same app again.
+func (m *member) ask(ctx context.Context) (grant Grant, err error) {
+	s := m.srv
+	s.mu.Lock()
+	m.rules = s.rules
+	s.mu.Unlock()
+	authorize := s.cfg.authorize
+	if authorize == nil {
+		authorize = byCertificate
+	}
+	grant, err = authorize(ctx, m.shown)
+	if err == nil {
+		err = grant.validate()
+	}
+	switch {
+	case ctx.Err() != nil:
+		return grant, fmt.Errorf("authorizer: %w", context.Cause(ctx))
+	case err != nil:
+		return grant, refuse(wire.CodeUnauthorized, "not authorized", err)
+	}
+	return grant, nil
 }
 
 func who(identity string) string {

@@ -148,6 +148,7 @@ type Server struct {
 	names     map[string]*service        // those that were asked for
 	leases    map[leaseKey]*lease        // those that can be shown
 	gone      []*lease                   // ended just now, of apps that are away; see unlockAndTell
+	rules     int                        // how often Reauthorize was called
 	closing   bool
 	handed    bool // over, or about to be: what registers now the successor would not know
 	warned    bool // that anybody may register

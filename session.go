@@ -41,6 +41,8 @@ const (
 type member struct {
 	srv     *Server
 	asked   wire.Hello
+	shown   Registration // what the authorizer is asked about
+	rules   int          // Server.rules when it last was
 	grant   Grant
 	since   time.Time
 	remote  string
