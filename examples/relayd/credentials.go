@@ -1,0 +1,216 @@
+package main
+
+import (
+	"bufio"
+	"cmp"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/tcprelay/relay"
+)
+
+// askTime is how long it may take to ask about all services whether they may stay. There
+// is nobody to wait for.
+const askTime = 10 * time.Second
+
+// credentials are what relay and services show each other, as the files have it. They are
+// read when the program starts, and again at SIGHUP: all of them, or none if one is bad.
+type credentials struct {
+	config *config
+	now    atomic.Pointer[loaded]
+}
+
+type loaded struct {
+	tls       *tls.Config // nil: plain TCP
+	authorize func(context.Context, relay.Registration) (relay.Grant, error)
+}
+
+func (cr *credentials) load() error {
+	l := new(loaded)
+	var err error
+	if l.tls, err = cr.config.tls(); err != nil {
+		return err
+	}
+	if l.authorize, err = cr.config.authorizer(); err != nil {
+		return err
+	}
+	cr.now.Store(l)
+	return nil
+}
+
+// options have the relay look here each time.
+func (cr *credentials) options() (opts []relay.ServerOption) {
+	if l := cr.now.Load(); l.tls != nil {
+		config := &tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+			return &cr.now.Load().tls.Certificates[0], nil
+		}}
+		if cr.config.clientCA != "" {
+			config = &tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+				return cr.now.Load().tls, nil
+			}}
+		}
+		opts = append(opts, relay.WithTLSConfig(config))
+	}
+	if len(cr.config.tokens) > 0 {
+		opts = append(opts, relay.WithAuthorizer(func(ctx context.Context, r relay.Registration) (relay.Grant, error) {
+			return cr.now.Load().authorize(ctx, r)
+		}))
+	}
+	return opts
+}
+
+// reloadAtSignal reads the credentials anew at SIGHUP, until end is called. Services that
+// are not authorized any more are told and cut off.
+func reloadAtSignal(log *slog.Logger, srv *relay.Server, cr *credentials) (end func()) {
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	done := make(chan struct{})
+	go func() {
+		for {
+			select {
+			case <-hup:
+				cr.reload(log, srv)
+			case <-done:
+				return
+			}
+		}
+	}()
+	return func() {
+		signal.Stop(hup)
+		close(done)
+	}
+}
+
+func (cr *credentials) reload(log *slog.Logger, srv *relay.Server) {
+	if err := cr.load(); err != nil {
+		log.Error("not reloaded: what was there before still holds", "err", err)
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), askTime)
+	defer cancel()
+	if err := srv.Reauthorize(ctx); err != nil {
+		log.Error("reloaded, but not all services were asked about", "err", err)
+		return
+	}
+	log.Info("reloaded")
+}
+
+// authorizer lets those register who show a token of the files, each of which is an owner.
+// It is nil if there are none.
+func (c *config) authorizer() (func(context.Context, relay.Registration) (relay.Grant, error), error) {
+	if len(c.tokens) == 0 {
+		return nil, nil
+	}
+	var owners [][]string
+	for _, file := range c.tokens {
+		tokens, err := readTokens(file)
+		if err != nil {
+			return nil, fmt.Errorf("-tokens: %w", err)
+		}
+		owners = append(owners, tokens)
+	}
+	return relay.TokenAuthorizer(owners...)
+}
+
+// readTokens reads a token from each line that is not empty and no # comment.
+func readTokens(file string) (tokens []string, err error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	lines := bufio.NewScanner(f)
+	for lines.Scan() {
+		line := strings.TrimSpace(lines.Text())
+		if line != "" && !strings.HasPrefix(line, "#") {
+			tokens = append(tokens, line)
+		}
+	}
+	if lines.Err() != nil {
+		return nil, fmt.Errorf("%s: %w", file, lines.Err())
+	}
+	if len(tokens) == 0 {
+		return nil, fmt.Errorf("no token in %s", file)
+	}
+	return tokens, nil
+}
+
+// tls returns what the files say, nil if there are none.
+func (c *config) tls() (*tls.Config, error) {
+	var cert tls.Certificate
+	var err error
+	switch {
+	case c.self != "" && (c.cert != "" || c.key != ""):
+		return nil, errors.New("-tls-self makes a certificate, and -cert and -key have another one")
+	case c.self != "":
+		if cert, err = selfSigned(c.self, c.hostNames(), time.Now()); err != nil {
+			return nil, fmt.Errorf("-tls-self: %w", err)
+		}
+	case c.cert == "" && c.key == "" && c.clientCA == "":
+		return nil, nil
+	case c.cert == "" || c.key == "":
+		return nil, errors.New("TLS needs both -cert and -key, or -tls-self")
+	default:
+		if cert, err = tls.LoadX509KeyPair(c.cert, c.key); err != nil {
+			return nil, fmt.Errorf("-cert and -key: %w", err)
+		}
+	}
+	config := &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{cert}}
+	if c.clientCA != "" {
+		pem, err := os.ReadFile(c.clientCA)
+		if err != nil {
+			return nil, fmt.Errorf("-client-ca: %w", err)
+		}
+		config.ClientAuth = tls.RequireAndVerifyClientCert
+		config.ClientCAs = x509.NewCertPool()
+		if !config.ClientCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("-client-ca: no certificate in %s", c.clientCA)
+		}
+	}
+	return config, nil
+}
+
+// hostNames returns the hosts under which services may know the relay.
+func (c *config) hostNames() []string {
+	names := []string{"localhost"}
+	host, _, _ := net.SplitHostPort(c.listen)
+	for _, name := range []string{host, c.advertise} {
+		if name != "" {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// tellOwners prints what an app's owner needs to register at a relay whose certificate
+// nobody vouches for.
+func (c *config) tellOwners(w io.Writer, cr *credentials, ln net.Listener) {
+	if c.self == "" {
+		return
+	}
+	leaf := cr.now.Load().tls.Certificates[0].Leaf
+	pin, token := relay.Pin(leaf), ""
+	if len(c.tokens) > 0 {
+		token = " -token token.txt"
+	}
+	host, port, _ := net.SplitHostPort(ln.Addr().String())
+	if ip := net.ParseIP(host); c.advertise != "" || ip == nil || ip.IsUnspecified() {
+		name, _ := os.Hostname()
+		host = cmp.Or(c.advertise, name)
+	}
+	addr := net.JoinHostPort(host, port)
+	fmt.Fprintf(w, "forward -relay %s -pin %s%s -to localhost:3000\n", addr, pin, token)
+	fmt.Fprintf(w, "relay.Register(ctx, %q, relay.WithPin(%q))\n", addr, pin)
+}
