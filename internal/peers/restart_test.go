@@ -332,13 +332,19 @@ func restartHandedOver(t *testing.T, relayd string) {
 	ln := listenTCP(t)
 	hosts := ln.Addr().String()
 	ln.Close()
+	ln = listenTCP(t)
+	status := ln.Addr().String()
+	ln.Close()
 	var before os.FileInfo
 	// start returns when the relayd is ready to be replaced by the next one, which is
 	// when it has put its socket in the place of its predecessor's.
 	start := func() (p *program, addr string) {
 		t.Helper()
-		p = startExample(t, relayd, "-listen", "127.0.0.1:0", "-hosts", hosts, "-handover", door, "-drain", "1h")
+		p = startExample(t, relayd, "-listen", "127.0.0.1:0", "-hosts", hosts, "-handover", door, "-drain", "1h", "-status", status)
 		addr = p.awaitLine(t, "its address", listening)
+		p.awaitLine(t, "that the page is its own", func(line string) (string, bool) {
+			return line, strings.Contains(line, "url=http://"+status+"/")
+		})
 		ready := p.poll(func() bool {
 			now, err := os.Stat(door)
 			if err != nil || before != nil && os.SameFile(now, before) {
