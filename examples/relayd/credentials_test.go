@@ -239,3 +239,28 @@ func TestTellOwners(t *testing.T) {
 		}
 	}
 }
+
+// The unit of systemd sets what there is to set.
+func TestUnit(t *testing.T) {
+	b, err := os.ReadFile("relayd.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := flags(new(config))
+	n := 0
+	for line := range strings.Lines(string(b)) {
+		setting, ok := strings.CutPrefix(strings.TrimSpace(line), "Environment=RELAYD_")
+		if !ok {
+			continue
+		}
+		n++
+		name, value, _ := strings.Cut(setting, "=")
+		name = strings.ReplaceAll(strings.ToLower(name), "_", "-")
+		if err := f.Set(name, value); err != nil {
+			t.Errorf("%s: %v", setting, err)
+		}
+	}
+	if n < 5 {
+		t.Errorf("only %d settings", n)
+	}
+}
