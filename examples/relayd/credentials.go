@@ -201,9 +201,10 @@ func (c *config) tellOwners(w io.Writer, cr *credentials, ln net.Listener) {
 		return
 	}
 	leaf := cr.now.Load().tls.Certificates[0].Leaf
-	pin, token := relay.Pin(leaf), ""
+	pin := relay.Pin(leaf)
+	flag, option := "", ""
 	if len(c.tokens) > 0 {
-		token = " -token token.txt"
+		flag, option = " -token token.txt", ", relay.WithToken(token)"
 	}
 	host, port, _ := net.SplitHostPort(ln.Addr().String())
 	if ip := net.ParseIP(host); c.advertise != "" || ip == nil || ip.IsUnspecified() {
@@ -211,6 +212,6 @@ func (c *config) tellOwners(w io.Writer, cr *credentials, ln net.Listener) {
 		host = cmp.Or(c.advertise, name)
 	}
 	addr := net.JoinHostPort(host, port)
-	fmt.Fprintf(w, "forward -relay %s -pin %s%s -to localhost:3000\n", addr, pin, token)
-	fmt.Fprintf(w, "relay.Register(ctx, %q, relay.WithPin(%q))\n", addr, pin)
+	fmt.Fprintf(w, "forward -relay %s -pin %s%s -to localhost:3000\n", addr, pin, flag)
+	fmt.Fprintf(w, "relay.Register(ctx, %q, relay.WithPin(%q)%s)\n", addr, pin, option)
 }

@@ -234,7 +234,7 @@ func TestTellOwners(t *testing.T) {
 		ln.Close()
 		pin := relay.Pin(creds.now.Load().tls.Certificates[0].Leaf)
 		if !strings.HasPrefix(b.String(), tt.want) || !strings.Contains(b.String(), " -pin "+pin+" -token token.txt -to ") ||
-			!strings.Contains(b.String(), `relay.WithPin("`+pin+`")`) {
+			!strings.Contains(b.String(), `relay.WithPin("`+pin+`"), relay.WithToken(token))`) {
 			t.Errorf("%+v: %s", tt, b.String())
 		}
 	}

@@ -147,7 +147,12 @@ func (p *program) output() string {
 // output becomes part of the log of a test that fails.
 func startProgram(t *testing.T, path string, args ...string) *program {
 	t.Helper()
-	p := &program{cmd: exec.Command(path, args...), exited: make(chan struct{})}
+	return startCommand(t, exec.Command(path, args...))
+}
+
+func startCommand(t *testing.T, cmd *exec.Cmd) *program {
+	t.Helper()
+	p := &program{cmd: cmd, exited: make(chan struct{})}
 	p.cmd.Stdout, p.cmd.Stderr = p, p
 	p.cmd.WaitDelay = 5 * time.Second
 	if err := p.cmd.Start(); err != nil {
@@ -160,7 +165,7 @@ func startProgram(t *testing.T, path string, args ...string) *program {
 	t.Cleanup(func() {
 		p.stop(t)
 		if t.Failed() {
-			t.Logf("output of %s %q:\n%s", filepath.Base(path), args, p.output())
+			t.Logf("output of %q:\n%s", cmd.Args, p.output())
 		}
 	})
 	return p
