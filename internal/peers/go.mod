@@ -14,6 +14,7 @@ require (
 	github.com/tcprelay/relay v0.0.0
 	github.com/xtaci/smux v1.5.56
 	golang.ngrok.com/muxado/v2 v2.0.2
+	golang.org/x/mod v0.42.0
 	golang.org/x/net v0.62.0
 )
 

@@ -14,6 +14,9 @@ import (
 	"syscall"
 	"testing"
 
+	"golang.org/x/mod/module"
+	"golang.org/x/mod/zip"
+
 	"github.com/tcprelay/relay"
 )
 
@@ -23,7 +26,7 @@ type readme struct {
 	*testing.T
 	text string
 	todo []string // commands that were not run yet
-	bin  string   // where programs are installed
+	env  []string // of commands
 }
 
 // elsewhere are commands that are not for this test.
@@ -37,7 +40,9 @@ func openReadme(t *testing.T) *readme {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &readme{T: t, text: string(b), bin: t.TempDir()}
+	r := &readme{T: t, text: string(b), env: publish(t)}
+	bin := t.TempDir()
+	r.env = append(r.env, "GOBIN="+bin, "PATH="+bin+":"+os.Getenv("PATH"))
 	for _, block := range regexp.MustCompile("(?ms)^```(sh|console)\n(.*?)^```$").FindAllStringSubmatch(r.text, -1) {
 		for line := range strings.Lines(block[2]) {
 			command := strings.TrimSpace(line)
@@ -92,8 +97,50 @@ func (r *readme) command(dir, command string, replace ...string) *exec.Cmd {
 	}
 	cmd := exec.Command("bash", "-c", command)
 	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "GOBIN="+r.bin, "PATH="+r.bin+":"+os.Getenv("PATH"), "GOFLAGS=-mod=mod", "GOWORK=off")
+	cmd.Env = append(os.Environ(), r.env...)
 	return cmd
+}
+
+// publish makes a module proxy that has the library as a user would get it, and returns the
+// environment in which Go uses it. What else is needed comes from the cache of modules, as
+// far as it is there.
+func publish(t *testing.T) (env []string) {
+	t.Helper()
+	const path, version = "github.com/tcprelay/relay", "v0.1.0"
+	proxy := t.TempDir()
+	dir := filepath.Join(proxy, path, "@v")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	mod, err := os.ReadFile("../../go.mod")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var files bytes.Buffer
+	if err := zip.CreateFromDir(&files, module.Version{Path: path, Version: version}, "../.."); err != nil {
+		t.Fatal(err)
+	}
+	for name, content := range map[string][]byte{
+		"list":            []byte(version + "\n"),
+		version + ".info": []byte(`{"Version":"` + version + `"}`),
+		version + ".mod":  mod,
+		version + ".zip":  files.Bytes(),
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	known := strings.Fields(runProgram(t, nil, "go", "env", "GOMODCACHE", "GOPROXY"))
+	if len(known) != 2 {
+		t.Fatalf("go env says %q", known)
+	}
+	return []string{
+		"GOPROXY=file://" + proxy + ",file://" + filepath.Join(known[0], "cache", "download") + "," + known[1],
+		"GONOSUMDB=" + path, // nobody has published it
+		"GOMODCACHE=" + t.TempDir(),
+		"GOFLAGS=-modcacherw",
+		"GOWORK=off",
+	}
 }
 
 // run returns what a command prints, which has to succeed.
@@ -161,7 +208,6 @@ func TestReadme(t *testing.T) {
 
 	// Install, and the three lines.
 	r.run(dir, r.take("go mod init"))
-	r.run(dir, "go mod edit -replace github.com/tcprelay/relay="+root) // it is this one
 	r.run(dir, r.take("go get"))
 	main := r.block("package main")
 	relayd, end := r.start(dir, r.take("go run github.com/tcprelay/relay/examples/relayd"), "127.0.0.1:8080", "127.0.0.1:0", "8081-8180", ports)
@@ -314,4 +360,3 @@ func portOf(t *testing.T, addr string) string {
 	}
 	return port
 }
-
