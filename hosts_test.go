@@ -412,3 +412,36 @@ func TestHostsAway(t *testing.T) {
 		back()
 	})
 }
+
+// A certification authority that asks by TLS-ALPN (RFC 8737), as autocert has it, is
+// answered by the app: the relay passes its hello on as any other.
+func TestHostsALPN(t *testing.T) {
+	srv, addr := startRelay(t)
+	public := serveHosts(t, srv)
+	l := register(t, addr, relay.WithHostname("relay.example"))
+	config := relayTLS()
+	config.NextProtos = []string{"h2", "acme-tls/1"}
+	go func() {
+		ln := tls.NewListener(l, config)
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				io.Copy(io.Discard, c)
+			}()
+		}
+	}()
+	asks := clientTLS()
+	asks.ServerName, asks.NextProtos = "relay.example", []string{"acme-tls/1"}
+	c, err := tls.Dial("tcp", public, asks)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if got := c.ConnectionState().NegotiatedProtocol; got != "acme-tls/1" {
+		t.Errorf("the app speaks %q", got)
+	}
+}

@@ -82,8 +82,8 @@
 // each session and one for each spare connection ([WithDedicated]), and a Conn none. A
 // Server has one for each service, four for each session and one for each client, and a
 // second one while a client does not take what comes, or is carried by a connection of its
-// own, beside the callers of Serve; its Close returns when they have ended. Nothing is logged unless
-// [WithLogger] is given.
+// own, beside the callers of Serve; its Close returns when they have ended. Nothing is
+// logged unless [WithLogger] is given.
 //
 // # Errors
 //
@@ -99,18 +99,17 @@
 // A relay without [WithTokens], [WithAuthorizer] or a TLS config that verifies client
 // certificates gives public ports to whoever asks. Those ports are open to all: clients
 // are the app's to authenticate. A service belongs to the identity that registered it,
-// and so do its name, port and lease. Without [WithTLSConfig] whoever can read the
-// transport can read and change what it carries; tokens are not sent over it. What
-// peers may take is bounded by [Limits].
+// and so do its name, port and lease. Without TLS ([WithTLSConfig], or [WithPin] for a
+// relay known by its key) whoever can read the transport can read and change what it
+// carries; tokens are not sent over it. What peers may take is bounded by [Limits].
 //
 // # Limits
 //
 // All clients of an app share one transport connection, and with it the losses and the
 // congestion that it meets, unless each has one of its own ([WithDedicated]). A session
-// has room for some 65,000 clients at a time. Of bytes
-// received that nobody has read yet, a connection holds at most 256 KiB, or up to
-// 40 MiB if its reader was seen to keep up, and a session 256 MiB: beyond that a
-// connection whose reader has stood still is reset. New clients beyond the backlog
+// has room for some 65,000 clients at a time. Of bytes received that nobody has read yet,
+// a connection holds at most 256 KiB, or up to 40 MiB if its reader was seen to keep up,
+// and a session 256 MiB: beyond that a connection whose reader has stood still is reset. New clients beyond the backlog
 // ([WithBacklog]) are given to another app of a shared name, or reset.
 package relay
 
@@ -435,8 +434,8 @@ func (s *Server) Disconnect(name string) error {
 // (not the protocol, or hung up before the reply), and of dedicated connections "secret"
 // (nobody had asked for it) and "files" (no files left for it); of clients "no_app" (no app
 // took it), and of those who come by a host "unknown_host" and "greeting" (none that names
-// a host, in time or at all);
-// and "accept" (Accept of a listener failed, and was tried again).
+// a host, in time or at all); and "accept" (Accept of a listener failed, and was tried
+// again).
 func (s *Server) Refusals() map[string]int64 { return s.refused.Counts() }
 
 // ServiceInfo describes a public address at one moment.
