@@ -16,10 +16,10 @@ import (
 type Registration struct {
 	Token  string               // as it was sent; may be empty
 	TLS    *tls.ConnectionState // nil over plain TCP
-	Remote net.Addr
-	Name   string // the name asked for; may be empty
-	Port   int    // the port asked for; 0 if the relay is to choose
-	Shared bool   // it would share the name with others
+	Remote net.Addr             // where it comes from
+	Name   string               // the name asked for; may be empty
+	Port   int                  // the port asked for; 0 if the relay is to choose
+	Shared bool                 // it would share the name with others
 
 	Hostname string // that clients are to reach it by; empty if it wants a port of its own
 }

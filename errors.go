@@ -69,11 +69,12 @@ func (c Code) stands() bool {
 // that this version does not know may come from a later relay.
 type RegisterError struct {
 	Addr    string // of the relay, as Register was given it
-	Code    Code
+	Code    Code   // why
 	Message string // the relay's, if it gave one
 	Err     error  // what lies behind it; nil if the relay refused
 }
 
+// Error tells at which relay it failed, and why, with what the relay said in quotes.
 func (e *RegisterError) Error() string {
 	s := "relay: register at " + e.Addr + ": " + string(e.Code)
 	if e.Message != "" {
@@ -85,6 +86,7 @@ func (e *RegisterError) Error() string {
 	return s
 }
 
+// Unwrap returns Err.
 func (e *RegisterError) Unwrap() error { return e.Err }
 
 // Timeout reports whether there was no answer in time.

@@ -43,13 +43,13 @@ const (
 // An Event is something that happened to a service, as WithEvents tells it. Fields
 // that an event has no use for are zero.
 type Event struct {
-	Kind     EventKind
-	Time     time.Time
-	Service  string // its name, or else the public address
-	Addr     string // the public address
-	Identity string // whose it is; a server's only
-	Remote   string // the address of the app, of the client, or of the relay
-	Err      error
+	Kind     EventKind // what happened
+	Time     time.Time // when it did
+	Service  string    // its name, or else its hostname or public address
+	Addr     string    // the public address
+	Identity string    // whose it is; a server's only
+	Remote   string    // the address of the app, of the client, or of the relay
+	Err      error     // why, if there is a reason; see the kinds
 
 	BytesIn, BytesOut int64 // of a client that left: to the app, and from it
 }

@@ -376,7 +376,7 @@ func (l *Listener) event(ev Event) {
 	if addr := l.Addr(); addr != nil {
 		ev.Addr = addr.String()
 	}
-	ev.Service, ev.Remote = cmp.Or(l.cfg.name, ev.Addr), l.relay
+	ev.Service, ev.Remote = cmp.Or(l.cfg.name, l.cfg.hostname, ev.Addr), l.relay
 	l.cfg.events.send(ev)
 }
 

@@ -368,9 +368,8 @@ func WithBackoff(min, max time.Duration) RegisterOption {
 
 // WithName names the service, for the relay's log and Services. A name belongs to
 // one service at a time, or to those that share it; another that asks for it is refused
-// with CodeNameTaken.
-// At most 255 bytes. By default, or with "", the service is called by its public
-// address.
+// with CodeNameTaken. At most 255 bytes. By default, or with "", the service is called by
+// its hostname ([WithHostname]), or else by its public address.
 func WithName(name string) RegisterOption {
 	return registerOption(func(c *registerConfig) error {
 		if len(name) > maxName {

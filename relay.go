@@ -440,7 +440,7 @@ func (s *Server) Refusals() map[string]int64 { return s.refused.Counts() }
 
 // ServiceInfo describes a public address at one moment.
 type ServiceInfo struct {
-	Name     string    // as given, or else the public address
+	Name     string    // as given, or else the hostname, or the public address
 	Address  string    // the public address, as the service was told
 	Hostname string    // that clients reach it by; empty if it has a port of its own
 	Identity string    // whose it is
@@ -468,16 +468,16 @@ type SessionInfo struct {
 	Since     time.Time     // when it did
 	LastHeard time.Time     // when anything last came from it
 	RoundTrip time.Duration // of the last ping; 0 before one was answered
-	Clients   int
-	Draining  bool // it gets no more clients
+	Clients   int           // connected through it now
+	Draining  bool          // it gets no more clients
 }
 
 // ClientInfo describes a connected client at one moment.
 type ClientInfo struct {
-	Remote   string
-	Since    time.Time
-	BytesIn  int64 // from the client to the app
-	BytesOut int64 // from the app to the client
+	Remote   string    // its address
+	Since    time.Time // when it came
+	BytesIn  int64     // from the client to the app
+	BytesOut int64     // from the app to the client
 }
 
 // Services returns a snapshot of the services, sorted by name.
