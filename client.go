@@ -78,6 +78,7 @@ type client struct {
 	m      *member // nil while it waits
 	st     carrier
 	header int64  // bytes of st that are not the client's
+	given  int64  // bytes that an app was sent which then refused it
 	cut    string // what limit it was cut off for
 	met    bool   // an app has had it
 
@@ -95,9 +96,14 @@ type client struct {
 	tookAt  time.Time // the client took a byte, or had all
 }
 
+// counts returns the client's bytes. What an app that refused it was sent is sent again to
+// another one, and counts once.
 func (c *client) counts() (in, out int64) {
+	if c.st == nil {
+		return c.given, 0
+	}
 	p := c.st.Progress()
-	return p.Sent - c.header, p.Received
+	return max(p.Sent-c.header, c.given), p.Received
 }
 
 // carry has a client connected to an app, and its bytes carried until both are done, by
@@ -297,6 +303,7 @@ func (svc *service) dismiss(c *client) {
 	svc.mu.Lock()
 	defer svc.mu.Unlock()
 	delete(svc.clients, c)
+	svc.bytesIn += c.given
 }
 
 // connect finds an app for a client and opens a stream to it. While the app is away
@@ -511,7 +518,9 @@ func (svc *service) enter(c *client, m *member, st carrier, header int) {
 	c.met = true
 	c.m, c.st, c.header = m, st, int64(header)
 	c.last, c.movedAt, c.tookAt = mux.Progress{}, time.Now(), time.Now()
-	svc.accepted++
+	if first {
+		svc.accepted++
+	}
 	cut := m.cut != nil
 	left := m.sess.OpensLeft()
 	last := m.openedLocked()
@@ -555,8 +564,8 @@ func (svc *service) takeBack(c *client) {
 	defer svc.mu.Unlock()
 	c.notAgain = append(c.notAgain, c.m)
 	c.m.releaseLocked()
+	c.given, _ = c.counts()
 	c.m, c.st = nil, nil
-	svc.accepted--
 }
 
 // left books that a client has left.

@@ -340,6 +340,32 @@ func TestSharedSpread(t *testing.T) {
 	})
 }
 
+// What is counted never becomes less, also if an app refuses a client that it was given.
+func TestCountsOfRefused(t *testing.T) {
+	onStage(t, func(t *testing.T, s *stage) {
+		share := []relay.RegisterOption{relay.WithName("two"), relay.WithShared()}
+		a := s.register("", share...)
+		c := s.client(a)
+		io.WriteString(c, "hello")
+		expect := func(accepted, bytes int64) {
+			t.Helper()
+			synctest.Wait()
+			infos := s.srv.Services()
+			if len(infos) != 1 || infos[0].Accepted != accepted || infos[0].BytesIn != bytes {
+				t.Errorf("want %d clients and %d bytes: %+v", accepted, bytes, infos)
+			}
+		}
+		expect(1, 5)
+		b := s.registerEcho("", share...)
+		b.leave() // which has the service stay
+		a.Close() // without having accepted it
+		expect(1, 5)
+		b.comeBack(t)
+		s.mustServe(s.client(b))
+		expect(2, 6)
+	})
+}
+
 // An app that takes no more clients gets none, and keeps those it has. The address
 // lasts as long as one app does, and the name too.
 func TestSharedDrains(t *testing.T) {

@@ -455,8 +455,8 @@ type ServiceInfo struct {
 	Clients  []ClientInfo // connected now, in order of arrival
 	Waiting  int          // clients that wait for an app to come back
 
-	Accepted int64            // clients that were connected to an app
-	Refused  int64            // clients that were not
+	Accepted int64            // clients that were connected to an app, also if it refused them
+	Refused  int64            // clients that were not, or that no app took
 	Refusals map[string]int64 // and those that were cut off, by why; see Limits
 	BytesIn  int64            // from clients to the app
 	BytesOut int64            // from the app to clients

@@ -420,12 +420,12 @@ func (svc *service) info() ServiceInfo {
 		info.Sessions = append(info.Sessions, m.infoLocked())
 	}
 	for c := range svc.clients {
-		if c.st == nil {
-			continue
-		}
 		in, out := c.counts()
 		info.BytesIn += in
 		info.BytesOut += out
+		if c.st == nil {
+			continue
+		}
 		info.Clients = append(info.Clients, ClientInfo{c.remote, c.since, in, out})
 	}
 	slices.SortFunc(info.Sessions, func(a, b SessionInfo) int { return a.Since.Compare(b.Since) })
