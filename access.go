@@ -7,8 +7,11 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
+	"os"
 	"path"
+	"slices"
 	"strings"
 )
 
@@ -53,27 +56,49 @@ type Grant struct {
 	Limits Limits
 }
 
-// An authorizer returns what an app may have, or why it may have nothing. The app is
-// told CodeUnauthorized alone.
+// An authorizer returns what an app may have, or why it may have nothing, which only the
+// relay's log has.
 type authorizer func(context.Context, Registration) (Grant, error)
+
+// ErrUndecided is for an authorizer that cannot tell whether an app may register, because
+// it does not reach what it goes by: its error wraps this one. The app is told
+// CodeUnavailable and tries again, and one that is registered stays ([Server.Reauthorize]).
+// A missed deadline, context.DeadlineExceeded or os.ErrDeadlineExceeded, says the same.
+var ErrUndecided = errors.New("relay: it cannot be told who may register")
+
+// isUndecided reports whether an authorizer's error is no answer.
+func isUndecided(err error) bool {
+	return errors.Is(err, ErrUndecided) || errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, context.DeadlineExceeded)
+}
 
 var errToken = errors.New("no valid token")
 
-// tokens is the authorizer of WithTokens: a group of tokens for each call of it.
-type tokens [][][sha256.Size]byte
+// tokens is the authorizer of WithTokens: a group of tokens for each owner.
+type tokens []owner
 
-func (t *tokens) add(group []string) error {
+type owner struct {
+	identity string
+	sums     [][sha256.Size]byte
+}
+
+func (t *tokens) add(identity string, group []string) error {
 	if len(group) == 0 {
 		return errors.New("no token")
 	}
-	var sums [][sha256.Size]byte
+	o := owner{identity: identity}
 	for i, token := range group {
 		if token == "" {
 			return fmt.Errorf("token %d is empty", i+1)
 		}
-		sums = append(sums, sha256.Sum256([]byte(token)))
+		sum := sha256.Sum256([]byte(token))
+		for _, other := range *t {
+			if slices.Contains(other.sums, sum) {
+				return errors.New("two owners have one token")
+			}
+		}
+		o.sums = append(o.sums, sum)
 	}
-	*t = append(*t, sums)
+	*t = append(*t, o)
 	return nil
 }
 
@@ -81,25 +106,31 @@ func (t *tokens) add(group []string) error {
 func (t tokens) authorize(_ context.Context, r Registration) (Grant, error) {
 	sum := sha256.Sum256([]byte(r.Token))
 	found := 0
-	for i, group := range t {
-		for _, token := range group {
+	for i, owner := range t {
+		for _, token := range owner.sums {
 			found = subtle.ConstantTimeSelect(subtle.ConstantTimeCompare(sum[:], token[:]), i+1, found)
 		}
 	}
 	if found == 0 {
 		return Grant{}, errToken
 	}
-	return Grant{Identity: fmt.Sprintf("tokens %d", found)}, nil
+	return Grant{Identity: t[found-1].identity}, nil
 }
 
-// TokenAuthorizer returns what [WithTokens] uses, with a group of tokens for each call of
-// it, for an authorizer of your own to ask: one whose tokens can change, say
-// ([Server.Reauthorize]).
-func TokenAuthorizer(groups ...[]string) (func(context.Context, Registration) (Grant, error), error) {
+// TokenAuthorizer returns an authorizer that goes by tokens, as [WithTokens] has one, for
+// one of your own to ask whose tokens can change ([Server.Reauthorize]). Owners have the
+// tokens of each identity ([Grant]), which keeps what it has for as long as it is called the
+// same. An identity without a name or a token, an empty token, and one that two have are
+// errors.
+func TokenAuthorizer(owners map[string][]string) (func(context.Context, Registration) (Grant, error), error) {
 	t := tokens{}
-	for _, group := range groups {
-		if err := t.add(group); err != nil {
-			return nil, fmt.Errorf("relay: TokenAuthorizer: %w", err)
+	for _, identity := range slices.Sorted(maps.Keys(owners)) {
+		err := errors.New("no name")
+		if identity != "" {
+			err = t.add(identity, owners[identity])
+		}
+		if err != nil {
+			return nil, fmt.Errorf("relay: TokenAuthorizer: %q: %w", identity, err)
 		}
 	}
 	return t.authorize, nil

@@ -47,6 +47,8 @@ const (
 	CodeServerFull Code = wire.CodeServerFull
 	// CodeClosing: the relay is going away.
 	CodeClosing Code = wire.CodeClosing
+	// CodeUnavailable: the relay cannot tell now whether the app may register.
+	CodeUnavailable Code = wire.CodeUnavailable
 
 	// These end a listener that was registered.
 

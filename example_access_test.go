@@ -44,7 +44,7 @@ func ExampleWithTokens() {
 func ExampleServer_Reauthorize() {
 	var current atomic.Value // what is asked now
 	set := func(tokens ...string) {
-		authorize, err := relay.TokenAuthorizer(tokens)
+		authorize, err := relay.TokenAuthorizer(map[string][]string{"the web team": tokens})
 		if err != nil {
 			log.Fatal(err)
 		}

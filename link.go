@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/tcprelay/relay/internal/dedicated"
@@ -81,8 +83,12 @@ func tlsClient(ctx context.Context, conn net.Conn, addr string, config *tls.Conf
 		if err != nil {
 			host = addr
 		}
-		config = config.Clone()
-		config.ServerName = host
+		// What is no name is not one to send to who does not verify it: an address that
+		// means something to a dialer of the user's.
+		if _, err := netip.ParseAddr(host); err == nil || !config.InsecureSkipVerify || checkHostname(strings.ToLower(host)) == nil {
+			config = config.Clone()
+			config.ServerName = host
+		}
 	}
 	tc := tls.Client(&socket.Under{Conn: conn}, config)
 	if err := tc.HandshakeContext(ctx); err != nil {

@@ -66,7 +66,7 @@ type serverConfig struct {
 
 type registerConfig struct {
 	tls       *tls.Config
-	pins      []string // of the relay's keys; nil: certification authorities decide
+	pins      []pin // of the relay's keys; nil: certification authorities decide
 	log       *slog.Logger
 	events    *events
 	heartbeat heartbeat
@@ -230,7 +230,7 @@ func WithHeartbeat(interval, dead time.Duration) Option {
 
 // WithEvents has f called with what happens to services, one event at a time and in
 // order. It is called by the goroutines that do the work, so it must return soon, and
-// may not call Close, Shutdown or Disconnect. Nil, the default, is nobody.
+// may not call Close, Shutdown, Disconnect or Reauthorize. Nil, the default, is nobody.
 func WithEvents(f func(Event)) Option {
 	return bothOption{
 		func(c *serverConfig) error { c.events.f = f; return nil },
@@ -281,7 +281,7 @@ func WithLimits(l Limits) ServerOption {
 // error. It excludes WithAuthorizer.
 func WithTokens(tokens ...string) ServerOption {
 	return serverOption(func(c *serverConfig) error {
-		if err := c.tokens.add(tokens); err != nil {
+		if err := c.tokens.add(fmt.Sprintf("tokens %d", len(c.tokens)+1), tokens); err != nil {
 			return fmt.Errorf("relay: WithTokens: %w", err)
 		}
 		return nil
@@ -291,10 +291,10 @@ func WithTokens(tokens ...string) ServerOption {
 // WithAuthorizer has authorize decide who may register and as what. It is asked at
 // each registration, also when an app comes back, and by [Server.Reauthorize]. It may take
 // as long as the handshake has time; ctx ends with that, or when the app has gone. Several
-// calls may run at once. An error refuses the app with CodeUnauthorized, and is logged here. Nil,
-// the default, lets everybody register; with a TLS config that verifies client
-// certificates, as the certificate's subject, or "key" and the SHA-256 of its public key
-// if that is empty.
+// calls may run at once. An error refuses the app with CodeUnauthorized, which ends it for
+// good, and is logged here; one that is no answer wraps [ErrUndecided]. Nil, the default,
+// lets everybody register; with a TLS config that verifies client certificates, as the
+// certificate's subject, or "key" and the SHA-256 of its public key if that is empty.
 func WithAuthorizer(authorize func(ctx context.Context, r Registration) (Grant, error)) ServerOption {
 	return serverOption(func(c *serverConfig) error {
 		c.authorize = authorize

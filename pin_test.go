@@ -43,7 +43,7 @@ func TestPin(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			_, addr := startRelay(t, relay.WithTokens(tokenA),
 				relay.WithTLSConfig(&tls.Config{Certificates: []tls.Certificate{cert}}))
-			for _, pins := range [][]string{{pin}, {other, pin}} {
+			for _, pins := range [][]string{{pin}, {other, pin}, {pin + "\n"}} { // as read from a file
 				l := register(t, addr, relay.WithPin(pins...), relay.WithToken(tokenA))
 				go serveEcho(l)
 				echoes(t, dial(t, l))
@@ -124,7 +124,7 @@ func TestPinServerName(t *testing.T) {
 
 func TestPinMalformed(t *testing.T) {
 	_, pin := selfSigned(t, nil)
-	for _, pins := range [][]string{nil, {""}, {"sha256//"}, {pin[:len(pin)-4]}, {pin + "A"}, {pin, "md5//AAAA"},
+	for _, pins := range [][]string{nil, {""}, {"sha256//"}, {pin[:len(pin)-4]}, {pin + "A"}, {"sha256//" + pin}, {pin, "md5//AAAA"},
 		{strings.TrimPrefix(pin, "sha256//")}, {strings.TrimSuffix(pin, "=")}} {
 		if _, err := relay.Register(t.Context(), "127.0.0.1:1", relay.WithPin(pins...)); err == nil || code(err) != "" {
 			t.Errorf("WithPin(%q): %v", pins, err)

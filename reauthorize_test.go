@@ -23,9 +23,14 @@ type rules struct{ now atomic.Pointer[authorize] }
 
 func (r *rules) set(f authorize) { r.now.Store(&f) }
 
+// setTokens has the tokens of each of several owners.
 func (r *rules) setTokens(t testing.TB, groups ...[]string) {
 	t.Helper()
-	f, err := relay.TokenAuthorizer(groups...)
+	owners := make(map[string][]string)
+	for i, tokens := range groups {
+		owners[fmt.Sprint("owner ", i)] = tokens
+	}
+	f, err := relay.TokenAuthorizer(owners)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -240,8 +245,124 @@ func TestReauthorizeInTime(t *testing.T) {
 	}, r.option())
 }
 
+// An owner that is gone from the list takes nothing from those behind it.
+func TestReauthorizeOwners(t *testing.T) {
+	var r rules
+	owners := map[string][]string{"a": {"of a"}, "b": {"of b"}, "c": {"of c"}}
+	set := func() {
+		t.Helper()
+		f, err := relay.TokenAuthorizer(owners)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.set(f)
+	}
+	set()
+	onStage(t, func(t *testing.T, s *stage) {
+		a, b := s.register("of a"), s.registerEcho("of b", relay.WithName("web"))
+		ca, _ := s.pair(a)
+		cb := s.client(b)
+		s.mustServe(cb)
+		delete(owners, "a")
+		set()
+		if err := s.srv.Reauthorize(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		s.expectRevoked(a, ca)
+		s.mustServe(cb)
+		b.leave()
+		if got := s.registers("10.0.0.9", "of c", relay.WithName("web")); got != relay.CodeNameTaken {
+			t.Errorf("the name of somebody who is away: %q", got)
+		}
+		b.comeBack(t)
+	}, r.option())
+}
+
+// An authorizer that does not know is no reason to end anybody: who registers is told to try
+// again, and who is there stays.
+func TestUndecided(t *testing.T) {
+	for name, err := range map[string]error{
+		"said so":  fmt.Errorf("no database: %w", relay.ErrUndecided),
+		"too late": fmt.Errorf("database: %w", context.DeadlineExceeded),
+	} {
+		t.Run(name, func(t *testing.T) {
+			var r rules
+			yes := func(context.Context, relay.Registration) (relay.Grant, error) { return relay.Grant{Identity: "a"}, nil }
+			no := func(context.Context, relay.Registration) (relay.Grant, error) { return relay.Grant{}, err }
+			r.set(yes)
+			onStage(t, func(t *testing.T, s *stage) {
+				a := s.registerEcho("")
+				c := s.client(a)
+				s.mustServe(c)
+				r.set(no)
+				if got := s.srv.Reauthorize(t.Context()); !errors.Is(got, err) {
+					t.Errorf("Reauthorize: %v", got)
+				}
+				s.mustServe(c)
+				if got := s.registers("10.0.0.9", ""); got != relay.CodeUnavailable {
+					t.Errorf("a new app is told %q", got)
+				}
+				s.expectRefusals(map[string]int64{"unavailable": 1})
+
+				// One that lost its session tries until there is an answer.
+				a.leave()
+				a.away.Store(false)
+				eventually(t, "a try", func() bool { return s.srv.Refusals()["unavailable"] > 3 })
+				r.set(yes)
+				a.comeBack(t)
+				s.mustServe(s.client(a))
+			}, r.option())
+		})
+	}
+}
+
+// A question has the handshake's time, and no app waits for one longer.
+func TestReauthorizeTime(t *testing.T) {
+	var r rules
+	r.setTokens(t, []string{"token"})
+	onStage(t, func(t *testing.T, s *stage) {
+		a := s.registerEcho("token")
+		r.set(func(ctx context.Context, _ relay.Registration) (relay.Grant, error) {
+			<-ctx.Done()
+			return relay.Grant{}, ctx.Err()
+		})
+		start := time.Now()
+		if err := s.srv.Reauthorize(t.Context()); !errors.Is(err, context.DeadlineExceeded) || time.Since(start) != 10*time.Second {
+			t.Errorf("Reauthorize: %v after %v", err, time.Since(start))
+		}
+		s.mustServe(s.client(a))
+	}, r.option())
+}
+
+// Services with a hostname are asked about, too.
+func TestReauthorizeHosts(t *testing.T) {
+	var r rules
+	grant := func(g relay.Grant) func(context.Context, relay.Registration) (relay.Grant, error) {
+		return func(context.Context, relay.Registration) (relay.Grant, error) { return g, nil }
+	}
+	r.set(grant(relay.Grant{Identity: "a"}))
+	srv, addr := startRelay(t, r.option())
+	serveHosts(t, srv)
+	stays := register(t, addr, relay.WithHostname("stays.example"))
+	goes := register(t, addr, relay.WithHostname("goes.example"))
+	r.set(grant(relay.Grant{Identity: "a", Hostnames: []string{"stays.*"}, Names: []string{"none"}}))
+	if err := srv.Reauthorize(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := goes.Accept(); code(err) != relay.CodeUnauthorized {
+		t.Errorf("Accept: %v", err)
+	}
+	eventually(t, "one service", func() bool {
+		infos := srv.Services()
+		return len(infos) == 1 && infos[0].Hostname == "stays.example"
+	})
+	if !stays.Stats().Connected {
+		t.Error("the one that may stay does not")
+	}
+}
+
 func TestTokenAuthorizer(t *testing.T) {
-	f, err := relay.TokenAuthorizer([]string{"a", "b"}, []string{"c"})
+	f, err := relay.TokenAuthorizer(map[string][]string{"one": {"a", "b"}, "two": {"c"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -253,19 +374,19 @@ func TestTokenAuthorizer(t *testing.T) {
 		}
 		got[token] = g.Identity
 	}
-	if want := map[string]string{"a": got["b"], "b": got["a"], "c": "tokens 2", "": "refused", "d": "refused"}; !maps.Equal(got, want) || got["a"] == got["c"] {
+	if want := map[string]string{"a": "one", "b": "one", "c": "two", "": "refused", "d": "refused"}; !maps.Equal(got, want) {
 		t.Errorf("identities %v", got)
 	}
-	nobody, err := relay.TokenAuthorizer()
+	nobody, err := relay.TokenAuthorizer(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if _, err := nobody(t.Context(), relay.Registration{}); err == nil {
 		t.Error("without tokens everybody is let in")
 	}
-	for _, groups := range [][][]string{{{}}, {{""}}, {{"a"}, nil}} {
-		if _, err := relay.TokenAuthorizer(groups...); err == nil {
-			t.Errorf("TokenAuthorizer(%q) works", groups)
+	for _, owners := range []map[string][]string{{"one": nil}, {"one": {""}}, {"one": {"a"}, "two": nil}, {"": {"a"}}, {"one": {"a"}, "two": {"b", "a"}}} {
+		if _, err := relay.TokenAuthorizer(owners); err == nil {
+			t.Errorf("TokenAuthorizer(%q) works", owners)
 		}
 	}
 }

@@ -152,15 +152,8 @@ func (m *member) register(ctx context.Context, ln net.Listener, conn net.Conn, h
 	cfg.Head = head
 	m.sess = mux.Server(conn, cfg)
 	m.remote = m.sess.RemoteAddr().String()
-	wanted, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	s.wg.Go(func() { // nothing is waited for once the app, or the server, has gone
-		select {
-		case <-m.sess.Done():
-			cancel(m.sess.Err())
-		case <-wanted.Done():
-		}
-	})
+	wanted, cancel := m.wanted(ctx, s.wg.Go)
+	defer cancel()
 	err := m.readHello(wanted)
 	if err == nil {
 		err = m.authorize(wanted, conn)
@@ -342,10 +335,26 @@ func (m *member) ask(ctx context.Context) (grant Grant, err error) {
 	switch {
 	case ctx.Err() != nil:
 		return grant, fmt.Errorf("authorizer: %w", context.Cause(ctx))
+	case isUndecided(err):
+		return grant, refuse(wire.CodeUnavailable, "it cannot be told now who may register", err)
 	case err != nil:
 		return grant, refuse(wire.CodeUnauthorized, "not authorized", err)
 	}
 	return grant, nil
+}
+
+// wanted returns a context that ends with ctx, or with the session: nothing is waited for
+// once the app, or the server, has gone. Spawn runs a goroutine until then.
+func (m *member) wanted(ctx context.Context, spawn func(func())) (context.Context, context.CancelFunc) {
+	wanted, cancel := context.WithCancelCause(ctx)
+	spawn(func() {
+		select {
+		case <-m.sess.Done():
+			cancel(m.sess.Err())
+		case <-wanted.Done():
+		}
+	})
+	return wanted, func() { cancel(nil) }
 }
 
 func who(identity string) string {

@@ -113,15 +113,15 @@ func (c *config) authorizer() (func(context.Context, relay.Registration) (relay.
 	if len(c.tokens) == 0 {
 		return nil, nil
 	}
-	var owners [][]string
+	owners := make(map[string][]string) // by file, for its name stays when its tokens change
 	for _, file := range c.tokens {
 		tokens, err := readTokens(file)
 		if err != nil {
 			return nil, fmt.Errorf("-tokens: %w", err)
 		}
-		owners = append(owners, tokens)
+		owners[file] = append(owners[file], tokens...)
 	}
-	return relay.TokenAuthorizer(owners...)
+	return relay.TokenAuthorizer(owners)
 }
 
 // readTokens reads a token from each line that is not empty and no # comment.

@@ -73,6 +73,7 @@ const (
 	CodeServerFull      = "server_full"  // no port is left, or the limit of services reached
 	CodeClosing         = "closing"      // the relay is going away
 	CodeUnauthorized    = "unauthorized" // the credential does not do
+	CodeUnavailable     = "unavailable"  // whether it does cannot be told now
 	CodeDisconnected    = "disconnected" // of End: by the relay's operator
 	CodeSuperseded      = "superseded"   // of End: a newer session has shown the lease
 )
