@@ -21,7 +21,7 @@ var (
 	apps     = perService("apps", "Apps of a service that are there.")
 	clients  = perService("clients", "Clients of a service that are connected.")
 	waiting  = perService("clients_waiting", "Clients that wait for an app that is away.")
-	accepted = perService("clients_total", "Clients of a service that were connected to an app.")
+	accepted = perService("accepted_clients_total", "Clients of a service that were connected to an app.")
 	received = perService("received_bytes_total", "Bytes from clients of a service to its apps.")
 	sent     = perService("sent_bytes_total", "Bytes from apps of a service to its clients.")
 	cutOff   = perService("refusals_total", "Clients of a service that were refused or cut off, by why.", "reason")
@@ -45,23 +45,19 @@ type figures struct {
 // Collect is for prometheus.Collector.
 func (c Collector) Collect(ch chan<- prometheus.Metric) {
 	// By name: a service whose last clients stay may have been followed by another one of
-	// the same name, and a label must not come twice.
+	// the same name, and a label must not come twice. What there is now is summed up. What
+	// was counted is that of the later one, so that nothing falls when the other one ends.
 	services := make(map[string]*figures)
 	for _, s := range c.srv.Services() {
 		f := services[s.Name]
 		if f == nil {
-			f = &figures{cutOff: make(map[string]int64)}
+			f = new(figures)
 			services[s.Name] = f
 		}
 		f.apps += int64(len(s.Sessions))
 		f.clients += int64(len(s.Clients))
 		f.waiting += int64(s.Waiting)
-		f.accepted += s.Accepted
-		f.received += s.BytesIn
-		f.sent += s.BytesOut
-		for reason, n := range s.Refusals {
-			f.cutOff[reason] += n
-		}
+		f.accepted, f.received, f.sent, f.cutOff = s.Accepted, s.BytesIn, s.BytesOut, s.Refusals
 	}
 	const gauge, counter = prometheus.GaugeValue, prometheus.CounterValue
 	put := func(d *prometheus.Desc, kind prometheus.ValueType, n int64, labels ...string) {

@@ -92,10 +92,10 @@ relay_service_apps{` + label + `} 2
 relay_service_clients{` + label + `} 2
 # HELP relay_service_received_bytes_total Bytes from clients of a service to its apps.
 # TYPE relay_service_received_bytes_total counter
-relay_service_received_bytes_total{` + label + `} 10
+relay_service_received_bytes_total{` + label + `} 5
 # HELP relay_service_sent_bytes_total Bytes from apps of a service to its clients.
 # TYPE relay_service_sent_bytes_total counter
-relay_service_sent_bytes_total{` + label + `} 10
+relay_service_sent_bytes_total{` + label + `} 5
 `
 	compare := func() error {
 		return testutil.GatherAndCompare(registry, strings.NewReader(want), "relay_refusals_total", "relay_service_apps",

@@ -26,9 +26,15 @@ type chronicle struct {
 	clients    int64
 	left       moved // by clients that have left
 	most       moved // that totals were said to be: they do not shrink
-	happened   []relay.Event
+	happened   []happening
 	plots      map[serviceKey]*plot
 	sampled    time.Time
+}
+
+// A happening is an event, the last of several of its kind in a row.
+type happening struct {
+	relay.Event
+	times int
 }
 
 // moved are bytes, from clients to apps and back.
@@ -45,7 +51,7 @@ func keyOf(s *relay.ServiceInfo) serviceKey { return serviceKey{s.Name, s.Since}
 // A plot is how many bytes a second a service moved at the last samples, oldest first.
 type plot struct {
 	last    moved // at the last sample, in all
-	in, out []float64
+	in, out []int64
 }
 
 func newChronicle(now time.Time) *chronicle {
@@ -67,10 +73,15 @@ func (c *chronicle) note(ev relay.Event) {
 		if ev.Kind == relay.EventRegistered {
 			c.registered++
 		}
+		// One after the other, refusals are one line: strangers may make any number.
+		if last := len(c.happened) - 1; ev.Kind == relay.EventRefused && last >= 0 && c.happened[last].Kind == relay.EventRefused {
+			c.happened[last] = happening{ev, c.happened[last].times + 1}
+			return
+		}
 		if len(c.happened) == maxHappenings {
 			c.happened = append(c.happened[:0], c.happened[1:]...)
 		}
-		c.happened = append(c.happened, ev)
+		c.happened = append(c.happened, happening{ev, 1})
 	}
 }
 
@@ -89,8 +100,8 @@ func (c *chronicle) sample(now time.Time, services []relay.ServiceInfo) {
 			p = new(plot) // a service that is new began at nothing
 		}
 		if !first && seconds > 0 {
-			p.in = appendPoint(p.in, float64(s.BytesIn-p.last.in)/seconds)
-			p.out = appendPoint(p.out, float64(s.BytesOut-p.last.out)/seconds)
+			p.in = appendPoint(p.in, int64(float64(s.BytesIn-p.last.in)/seconds))
+			p.out = appendPoint(p.out, int64(float64(s.BytesOut-p.last.out)/seconds))
 		}
 		p.last = moved{s.BytesIn, s.BytesOut}
 		plots[keyOf(s)] = p
@@ -98,25 +109,33 @@ func (c *chronicle) sample(now time.Time, services []relay.ServiceInfo) {
 	c.plots = plots
 }
 
-func appendPoint(plot []float64, v float64) []float64 {
+func appendPoint(plot []int64, v int64) []int64 {
 	if len(plot) == points {
 		plot = append(plot[:0], plot[1:]...)
 	}
 	return append(plot, v)
 }
 
-// total returns what was moved since the start, given what is connected now.
-func (c *chronicle) total(services []relay.ServiceInfo) moved {
+// gone returns what clients that have left had moved. It is asked for before a snapshot:
+// one who leaves in between is missing for a moment, and not counted twice.
+func (c *chronicle) gone() moved {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	now := c.left
+	return c.left
+}
+
+// total returns what was moved since the start, by those who were gone before a snapshot
+// and those in it. It does not shrink.
+func (c *chronicle) total(gone moved, services []relay.ServiceInfo) moved {
+	now := gone
 	for i := range services {
 		for _, client := range services[i].Clients {
 			now.in += client.BytesIn
 			now.out += client.BytesOut
 		}
 	}
-	// Who left between the snapshot and here counts twice, until the next time.
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.most = moved{max(c.most.in, now.in), max(c.most.out, now.out)}
 	return c.most
 }

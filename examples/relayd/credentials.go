@@ -12,10 +12,8 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"os/signal"
 	"strings"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/tcprelay/relay"
@@ -40,7 +38,7 @@ type loaded struct {
 func (cr *credentials) load() error {
 	l := new(loaded)
 	var err error
-	if l.tls, err = cr.config.tls(); err != nil {
+	if l.tls, err = cr.config.tls(cr.now.Load() == nil); err != nil {
 		return err
 	}
 	if l.authorize, err = cr.config.authorizer(); err != nil {
@@ -71,26 +69,34 @@ func (cr *credentials) options() (opts []relay.ServerOption) {
 	return opts
 }
 
-// reloadAtSignal reads the credentials anew at SIGHUP, until end is called. Services that
-// are not authorized any more are told and cut off.
-func reloadAtSignal(log *slog.Logger, srv *relay.Server, cr *credentials) (end func()) {
-	hup := make(chan os.Signal, 1)
-	signal.Notify(hup, syscall.SIGHUP)
+// reloadAtSignal reads the credentials anew at SIGHUP, until end is called, and calls tell
+// if the relay's key is another one then. Services whose token is gone are told and cut
+// off.
+func reloadAtSignal(log *slog.Logger, hup <-chan os.Signal, srv *relay.Server, cr *credentials, tell func()) (end func()) {
 	done := make(chan struct{})
 	go func() {
 		for {
 			select {
 			case <-hup:
+				before := cr.pin()
 				cr.reload(log, srv)
+				if cr.pin() != before {
+					tell()
+				}
 			case <-done:
 				return
 			}
 		}
 	}()
-	return func() {
-		signal.Stop(hup)
-		close(done)
+	return func() { close(done) }
+}
+
+// pin returns that of the relay's key, if it has one.
+func (cr *credentials) pin() string {
+	if l := cr.now.Load(); l.tls != nil {
+		return relay.Pin(l.tls.Certificates[0].Leaf)
 	}
+	return ""
 }
 
 func (cr *credentials) reload(log *slog.Logger, srv *relay.Server) {
@@ -147,15 +153,16 @@ func readTokens(file string) (tokens []string, err error) {
 	return tokens, nil
 }
 
-// tls returns what the files say, nil if there are none.
-func (c *config) tls() (*tls.Config, error) {
+// tls returns what the files say, nil if there are none. The first time the relay makes
+// what it can.
+func (c *config) tls(first bool) (*tls.Config, error) {
 	var cert tls.Certificate
 	var err error
 	switch {
 	case c.self != "" && (c.cert != "" || c.key != ""):
 		return nil, errors.New("-tls-self makes a certificate, and -cert and -key have another one")
 	case c.self != "":
-		if cert, err = selfSigned(c.self, c.hostNames(), time.Now()); err != nil {
+		if cert, err = selfSigned(c.self, c.hostNames(), first, time.Now()); err != nil {
 			return nil, fmt.Errorf("-tls-self: %w", err)
 		}
 	case c.cert == "" && c.key == "" && c.clientCA == "":
@@ -200,8 +207,7 @@ func (c *config) tellOwners(w io.Writer, cr *credentials, ln net.Listener) {
 	if c.self == "" {
 		return
 	}
-	leaf := cr.now.Load().tls.Certificates[0].Leaf
-	pin := relay.Pin(leaf)
+	pin := cr.pin()
 	flag, option := "", ""
 	if len(c.tokens) > 0 {
 		flag, option = " -token token.txt", ", relay.WithToken(token)"
@@ -212,6 +218,10 @@ func (c *config) tellOwners(w io.Writer, cr *credentials, ln net.Listener) {
 		host = cmp.Or(c.advertise, name)
 	}
 	addr := net.JoinHostPort(host, port)
-	fmt.Fprintf(w, "forward -relay %s -pin %s%s -to localhost:3000\n", addr, pin, flag)
+	if c.clientCA != "" {
+		option += ", relay.WithTLSConfig(withCertificate)" // which forward has not
+	} else {
+		fmt.Fprintf(w, "forward -relay %s -pin %s%s -to localhost:3000\n", addr, pin, flag)
+	}
 	fmt.Fprintf(w, "relay.Register(ctx, %q, relay.WithPin(%q)%s)\n", addr, pin, option)
 }

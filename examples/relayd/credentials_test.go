@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
+	"io/fs"
 	"log/slog"
 	"net"
 	"os"
@@ -31,11 +33,11 @@ func write(t *testing.T, name, content string) string {
 func TestSelfSigned(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "relayd.pem")
 	now := time.Now()
-	first, err := selfSigned(file, []string{"relay.example.com", "10.0.0.1"}, now)
+	first, err := selfSigned(file, []string{"relay.example.com", "10.0.0.1"}, true, now)
 	if err != nil {
 		t.Fatal(err)
 	}
-	again, err := selfSigned(file, []string{"other.example.com"}, now.Add(time.Hour))
+	again, err := selfSigned(file, []string{"other.example.com"}, false, now.Add(time.Hour))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -54,15 +56,26 @@ func TestSelfSigned(t *testing.T) {
 			}
 		}
 	}
-	other, err := selfSigned(file+"2", nil, now)
+	other, err := selfSigned(file+"2", nil, true, now)
 	if err != nil || relay.Pin(other.Leaf) == relay.Pin(first.Leaf) {
 		t.Errorf("two files have one key; %v", err)
 	}
-	if _, err := selfSigned(write(t, "not.pem", "nothing of the kind"), nil, now); err == nil || !strings.Contains(err.Error(), "not.pem") {
+	if _, err := selfSigned(write(t, "not.pem", "nothing of the kind"), nil, true, now); err == nil || !strings.Contains(err.Error(), "not.pem") {
 		t.Errorf("a file of something else: %v", err)
 	}
-	if _, err := selfSigned(filepath.Join(file, "under"), nil, now); err == nil {
-		t.Error("a file that cannot be")
+	for _, mayMake := range []bool{false, true} {
+		if _, err := selfSigned(filepath.Join(file, "under"), nil, mayMake, now); err == nil {
+			t.Error("a file that cannot be")
+		}
+	}
+	if _, err := selfSigned(file+"3", nil, false, now); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a file that is gone: %v", err)
+	}
+	if err := create(file, []byte("another")); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("a file that is there: %v", err)
+	}
+	if left, err := filepath.Glob(filepath.Join(filepath.Dir(file), ".relayd-*")); err != nil || len(left) > 0 {
+		t.Errorf("left over: %q, %v", left, err)
 	}
 }
 
@@ -93,7 +106,7 @@ func TestPorts(t *testing.T) {
 
 func TestTLSFlags(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "self.pem")
-	if _, err := selfSigned(file, []string{"localhost"}, time.Now()); err != nil {
+	if _, err := selfSigned(file, []string{"localhost"}, true, time.Now()); err != nil {
 		t.Fatal(err)
 	}
 	for _, tt := range []struct {
@@ -112,7 +125,7 @@ func TestTLSFlags(t *testing.T) {
 		{config{self: file, clientCA: write(t, "empty.pem", "")}, "-client-ca"},
 		{config{self: file, clientCA: file + "x"}, "-client-ca"},
 	} {
-		got, err := tt.c.tls()
+		got, err := tt.c.tls(true)
 		if (err == nil) != (tt.says == "") || err != nil && !strings.Contains(err.Error(), tt.says) {
 			t.Errorf("%+v: %v", tt.c, err)
 		}
@@ -171,10 +184,6 @@ func TestReload(t *testing.T) {
 		t.Errorf("logged %s", said.String())
 	}
 	write(t, c.tokens[0], "new\n")
-	self, err := os.ReadFile(c.self)
-	if err != nil {
-		t.Fatal(err)
-	}
 	write(t, c.self, "no certificate")
 	creds.reload(log, srv)
 	must("old").Close()
@@ -182,9 +191,16 @@ func TestReload(t *testing.T) {
 		t.Error("the certificate is another one")
 	}
 
-	// The new key, and without the old token.
-	write(t, c.self, string(self))
 	if err := os.Remove(c.self); err != nil {
+		t.Fatal(err)
+	}
+	creds.reload(log, srv)
+	if pin() != before {
+		t.Error("a new certificate was made for one that is gone")
+	}
+
+	// The new key, and without the old token.
+	if _, err := selfSigned(c.self, []string{"localhost"}, true, time.Now()); err != nil {
 		t.Fatal(err)
 	}
 	said.Reset()

@@ -20,7 +20,7 @@ const handoverTime = 10 * time.Second
 
 // awaitSuccessor hands over to whoever comes through the door, and then calls stop. It
 // ends when the door is closed.
-func awaitSuccessor(log *slog.Logger, door *net.UnixListener, srv *relay.Server, stop func()) {
+func awaitSuccessor(log *slog.Logger, door *door, srv *relay.Server, stop func()) {
 	for {
 		conn, err := door.AcceptUnix()
 		if err != nil {
@@ -57,25 +57,39 @@ func (c *config) inherited(ctx context.Context, srv *relay.Server) (registration
 	return nil, nil, nil
 }
 
-// openDoor listens for a successor, in the place of a predecessor if there was one.
-// Only this user may come.
-func openDoor(path string) (*net.UnixListener, error) {
+// A door is where a successor comes to. Only this user may.
+type door struct {
+	*net.UnixListener
+	dir  string // where it stands until it is opened
+	path string
+}
+
+// makeDoor makes a door that is not at its place yet.
+func makeDoor(path string) (*door, error) {
 	dir, err := os.MkdirTemp(filepath.Dir(path), ".relayd-") // nobody else can enter it
 	if err != nil {
-		return nil, fmt.Errorf("-handover: %w", err)
+		return nil, err
 	}
-	defer os.RemoveAll(dir)
-	door, err := net.ListenUnix("unix", &net.UnixAddr{Name: dir + "/door", Net: "unix"})
-	if err != nil {
-		return nil, fmt.Errorf("-handover: %w", err)
+	d := &door{dir: dir, path: path}
+	if d.UnixListener, err = net.ListenUnix("unix", &net.UnixAddr{Name: dir + "/door", Net: "unix"}); err == nil {
+		d.SetUnlinkOnClose(false) // it may be a successor's by then
+		if err = os.Chmod(dir+"/door", 0o600); err == nil {
+			return d, nil
+		}
+		d.UnixListener.Close()
 	}
-	door.SetUnlinkOnClose(false) // it may be a successor's by then
-	if err = os.Chmod(dir+"/door", 0o600); err == nil {
-		err = os.Rename(dir+"/door", path)
-	}
-	if err != nil {
-		door.Close()
-		return nil, fmt.Errorf("-handover: %w", err)
-	}
-	return door, nil
+	os.RemoveAll(dir)
+	return nil, err
+}
+
+// open puts the door at its place, which may be that of a predecessor's.
+func (d *door) open() error {
+	defer os.RemoveAll(d.dir)
+	return os.Rename(d.dir+"/door", d.path)
+}
+
+// Close ends the waiting for a successor.
+func (d *door) Close() error {
+	os.RemoveAll(d.dir)
+	return d.UnixListener.Close()
 }

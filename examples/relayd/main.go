@@ -112,6 +112,10 @@ const modulePath = "github.com/tcprelay/relay"
 func run(log *slog.Logger, c *config) error {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	hup := make(chan os.Signal, 1) // from the first, for it would end the program
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
+
 	creds := &credentials{config: c}
 	if err := creds.load(); err != nil {
 		return err
@@ -126,12 +130,27 @@ func run(log *slog.Logger, c *config) error {
 	if err != nil {
 		return err
 	}
-	registration, hosts, err := c.listeners(ctx, srv)
+	defer srv.Close()
+
+	// What can fail does so before a predecessor hands over, for then there is no other.
+	page := newStatus(log, srv, chronicle)
+	if c.status != "" {
+		if err := page.listen(c.status, c.handover != ""); err != nil {
+			return fmt.Errorf("-status: %w", err)
+		}
+	}
+	var door *door
+	if c.handover != "" {
+		if door, err = makeDoor(c.handover); err != nil {
+			return fmt.Errorf("-handover: %w", err)
+		}
+		defer door.Close()
+	}
+	registration, hosts, err := c.listeners(ctx, log, srv)
 	if err != nil {
 		return err
 	}
-	defer srv.Close()
-	failed := make(chan error, 1+len(registration))
+	failed := make(chan error, 2+len(registration))
 	if len(hosts) > 0 {
 		go func() {
 			// It ends with a handover, too.
@@ -143,27 +162,19 @@ func run(log *slog.Logger, c *config) error {
 	for _, ln := range registration {
 		go func() { failed <- srv.Serve(ln) }()
 	}
-	page := newStatus(srv, chronicle)
-	if c.status != "" {
-		end, err := page.serve(log, c.status, c.handover != "")
-		if err != nil {
-			return fmt.Errorf("-status: %w", err)
+	defer page.serve()()
+	if door != nil {
+		if err := door.open(); err != nil {
+			log.Error("no successor can take over", "err", err)
 		}
-		defer end()
-	}
-	if c.handover != "" {
-		door, err := openDoor(c.handover)
-		if err != nil {
-			return err
-		}
-		defer door.Close()
 		go awaitSuccessor(log, door, srv, func() {
 			page.close() // its address is the successor's
 			stop()
 		})
 	}
-	defer reloadAtSignal(log, srv, creds)()
-	c.tellOwners(os.Stdout, creds, registration[0])
+	tell := func() { c.tellOwners(os.Stdout, creds, registration[0]) }
+	tell()
+	defer reloadAtSignal(log, hup, srv, creds, tell)()
 
 	select {
 	case err := <-failed:
@@ -184,13 +195,23 @@ func run(log *slog.Logger, c *config) error {
 
 // listeners returns what services register on, and what clients of hosts come to: a
 // predecessor's sockets, if there is one that hands them over, or new ones.
-func (c *config) listeners(ctx context.Context, srv *relay.Server) (registration, hosts []net.Listener, err error) {
+func (c *config) listeners(ctx context.Context, log *slog.Logger, srv *relay.Server) (registration, hosts []net.Listener, err error) {
 	registration, hosts, err = c.inherited(ctx, srv)
-	if err == nil && len(registration) == 0 {
-		registration, err = listen(c.listen)
+	if err != nil {
+		return nil, nil, err
 	}
-	if err == nil && len(hosts) == 0 {
+	inherited := len(registration) > 0
+	if !inherited {
+		if registration, err = listen(c.listen); err != nil {
+			return nil, nil, err
+		}
+	}
+	if len(hosts) == 0 {
 		hosts, err = listen(c.hosts...)
+	}
+	if err != nil && inherited { // what there is goes on
+		log.Error("no hosts are served", "err", err)
+		err = nil
 	}
 	return registration, hosts, err
 }

@@ -40,8 +40,10 @@ func (f *family) write(b *bytes.Buffer) {
 }
 
 // metrics returns what Prometheus reads. A service that drains and its successor have one
-// name, and are one there: a sample that comes twice would make all of them invalid.
-func (s *status) metrics(infos []relay.ServiceInfo) []byte {
+// name, and are one there, for a sample that comes twice makes all of them invalid: what
+// there is now is that of both, and what was counted that of the successor alone, so that
+// nothing falls when the other one ends.
+func (s *status) metrics(infos []relay.ServiceInfo, total moved) []byte {
 	var families []*family
 	metric := func(name, kind, help string) map[string]float64 {
 		f := &family{name, kind, help, make(map[string]float64)}
@@ -51,7 +53,6 @@ func (s *status) metrics(infos []relay.ServiceInfo) []byte {
 	const counter, gauge = "counter", "gauge"
 
 	c := s.chronicle
-	total := c.total(infos)
 	c.mu.Lock()
 	registered, clients := c.registered, c.clients
 	c.mu.Unlock()
@@ -62,7 +63,7 @@ func (s *status) metrics(infos []relay.ServiceInfo) []byte {
 		draining[""] = 1
 	}
 	metric("relay_services", gauge, "Services that are registered.")[""] = float64(len(infos))
-	metric("relay_registrations_total", counter, "Services that were registered.")[""] = float64(registered)
+	metric("relay_registrations_total", counter, "Registrations, also of one service by several apps.")[""] = float64(registered)
 	metric("relay_clients_total", counter, "Clients that were connected to an app.")[""] = float64(clients)
 	metric("relay_received_bytes_total", counter, "Bytes from clients to apps.")[""] = float64(total.in)
 	metric("relay_sent_bytes_total", counter, "Bytes from apps to clients.")[""] = float64(total.out)
@@ -76,7 +77,7 @@ func (s *status) metrics(infos []relay.ServiceInfo) []byte {
 	now := metric("relay_service_clients", gauge, "Clients of a service that are connected.")
 	waiting := metric("relay_service_clients_waiting", gauge, "Clients that wait for an app that is away.")
 	trip := metric("relay_service_round_trip_seconds", gauge, "Round trip to the farthest app of a service.")
-	accepted := metric("relay_service_clients_total", counter, "Clients of a service that were connected to an app.")
+	accepted := metric("relay_service_accepted_clients_total", counter, "Clients of a service that were connected to an app.")
 	refused := metric("relay_service_refusals_total", counter, "Clients of a service that were refused or cut off, by why.")
 	in := metric("relay_service_received_bytes_total", counter, "Bytes from clients of a service to its apps.")
 	out := metric("relay_service_sent_bytes_total", counter, "Bytes from apps of a service to its clients.")
@@ -87,14 +88,17 @@ func (s *status) metrics(infos []relay.ServiceInfo) []byte {
 		apps[name] += float64(len(sv.Sessions))
 		now[name] += float64(len(sv.Clients))
 		waiting[name] += float64(sv.Waiting)
-		accepted[name] += float64(sv.Accepted)
-		in[name] += float64(sv.BytesIn)
-		out[name] += float64(sv.BytesOut)
-		for reason, n := range sv.Refusals {
-			refused[labels("service", sv.Name, "reason", reason)] += float64(n)
-		}
 		for _, m := range sv.Sessions {
 			trip[name] = max(trip[name], m.RoundTrip.Seconds())
+		}
+		if i+1 < len(infos) && infos[i+1].Name == sv.Name { // by name, and then by age
+			continue
+		}
+		accepted[name] = float64(sv.Accepted)
+		in[name] = float64(sv.BytesIn)
+		out[name] = float64(sv.BytesOut)
+		for reason, n := range sv.Refusals {
+			refused[labels("service", sv.Name, "reason", reason)] = float64(n)
 		}
 	}
 	var b bytes.Buffer

@@ -15,6 +15,7 @@ import (
 	"math/big"
 	"net"
 	"os"
+	"path/filepath"
 	"time"
 )
 
@@ -22,11 +23,11 @@ import (
 // does not look.
 const selfYears = 20
 
-// selfSigned returns the certificate and key in a file, which it makes, for the given
+// selfSigned returns the certificate and key in a file, which it may make, for the given
 // hosts, if it is not there. Only this user may read it.
-func selfSigned(file string, hosts []string, now time.Time) (tls.Certificate, error) {
+func selfSigned(file string, hosts []string, mayMake bool, now time.Time) (tls.Certificate, error) {
 	b, err := os.ReadFile(file)
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) && mayMake {
 		if b, err = newSelfSigned(hosts, now); err == nil {
 			err = create(file, b)
 		}
@@ -83,19 +84,23 @@ func newSelfSigned(hosts []string, now time.Time) ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// create makes a file that only this user may read. One that is there already is an error
-// that matches fs.ErrExist.
+// create makes a file, whole or not at all, that only this user may read. One that is there
+// already is an error that matches fs.ErrExist.
 func create(file string, b []byte) error {
-	f, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	tmp, err := os.CreateTemp(filepath.Dir(file), ".relayd-")
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(b)
-	if e := f.Close(); err == nil {
+	defer os.Remove(tmp.Name())
+	_, err = tmp.Write(b)
+	if e := tmp.Sync(); err == nil {
+		err = e
+	}
+	if e := tmp.Close(); err == nil {
 		err = e
 	}
 	if err != nil {
-		os.Remove(file) // half a key is none
+		return err
 	}
-	return err
+	return os.Link(tmp.Name(), file)
 }

@@ -26,46 +26,57 @@ import (
 
 // A status serves what a relay does: to people, to programs and to Prometheus.
 type status struct {
+	log       *slog.Logger
 	relay     *relay.Server
 	chronicle *chronicle
 	draining  atomic.Bool
-	local     bool // only this machine is to see it
 	web       *http.Server
+
+	addr string       // empty: nobody is served
+	ln   net.Listener // nil if a predecessor is still there
 }
 
-func newStatus(srv *relay.Server, c *chronicle) *status {
-	s := &status{relay: srv, chronicle: c}
+func newStatus(log *slog.Logger, srv *relay.Server, c *chronicle) *status {
+	s := &status{log: log, relay: srv, chronicle: c}
 	s.web = &http.Server{
-		Handler:           s.handler(),
 		ReadHeaderTimeout: 10 * time.Second,
 		ReadTimeout:       10 * time.Second,
 		WriteTimeout:      30 * time.Second,
 		IdleTimeout:       time.Minute,
 		MaxHeaderBytes:    16 << 10,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 	}
 	return s
 }
 
-// serve serves at an address, until end is called. If there may be a predecessor, it may
-// take a moment until that has left it.
-func (s *status) serve(log *slog.Logger, addr string, after bool) (end func(), err error) {
-	if addr, s.local, err = statusAddr(addr); err != nil {
-		return nil, err
+// listen takes an address. If there may be a predecessor, the address may be in use until
+// that has left it.
+func (s *status) listen(addr string, after bool) (err error) {
+	if s.addr, err = statusAddr(addr); err != nil {
+		return err
 	}
-	ln, err := net.Listen("tcp", addr)
-	if err != nil && !(after && errors.Is(err, syscall.EADDRINUSE)) {
-		return nil, err
+	s.ln, err = net.Listen("tcp", s.addr)
+	if after && errors.Is(err, syscall.EADDRINUSE) {
+		return nil
 	}
-	s.web.ErrorLog = slog.NewLogLogger(log.Handler(), slog.LevelWarn)
+	return err
+}
+
+// serve serves at the address that was taken, until end is called.
+func (s *status) serve() (end func()) {
+	if s.addr == "" {
+		return func() {}
+	}
 	ctx, stop := context.WithCancel(context.Background())
 	var all sync.WaitGroup
 	all.Go(func() {
-		ln := ln
+		ln := s.ln
 		if ln == nil {
-			ln = listenAfter(ctx, log, addr)
+			ln = listenAfter(ctx, s.log, s.addr)
 		}
 		if ln != nil {
-			log.Info("status page", "url", "http://"+ln.Addr().String()+"/")
+			s.log.Info("status page", "url", "http://"+ln.Addr().String()+"/")
+			s.web.Handler = s.handler(isLoopback(ln.Addr()))
 			s.web.Serve(ln)
 		}
 	})
@@ -74,7 +85,7 @@ func (s *status) serve(log *slog.Logger, addr string, after bool) (end func(), e
 		stop()
 		s.close()
 		all.Wait()
-	}, nil
+	}
 }
 
 // listenAfter listens at an address that somebody is about to leave. It returns nil if
@@ -104,18 +115,21 @@ func (s *status) close() { s.web.Close() }
 // drain says that the relay takes nobody any more.
 func (s *status) drain() { s.draining.Store(true) }
 
-// statusAddr completes an address, and tells whether it is this machine's alone.
-func statusAddr(addr string) (full string, local bool, err error) {
+// statusAddr completes an address: without a host it is this machine's alone.
+func statusAddr(addr string) (string, error) {
 	if !strings.Contains(addr, ":") {
 		addr = ":" + addr
 	}
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil {
-		return "", false, err
+		return "", err
 	}
-	host = cmp.Or(host, "127.0.0.1")
-	ip, err := netip.ParseAddr(host)
-	return net.JoinHostPort(host, port), host == "localhost" || err == nil && ip.IsLoopback(), nil
+	return net.JoinHostPort(cmp.Or(host, "127.0.0.1"), port), nil
+}
+
+func isLoopback(addr net.Addr) bool {
+	tcp, ok := addr.(*net.TCPAddr)
+	return ok && tcp.IP.IsLoopback()
 }
 
 // sample keeps the plots up to date until ctx ends.
@@ -149,7 +163,8 @@ func hashOf(element string) string {
 	return "sha256-" + base64.StdEncoding.EncodeToString(sum[:])
 }
 
-func (s *status) handler() http.Handler {
+// handler serves the page. Local says that only this machine is to see it.
+func (s *status) handler(local bool) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Security-Policy", policy)
@@ -159,8 +174,7 @@ func (s *status) handler() http.Handler {
 	mux.HandleFunc("GET /status.json", s.json)
 	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-		services := s.relay.Services()
-		w.Write(s.metrics(services))
+		w.Write(s.metrics(s.snapshot()))
 	})
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) {
 		if s.draining.Load() {
@@ -174,7 +188,7 @@ func (s *status) handler() http.Handler {
 		h.Set("Cache-Control", "no-store")
 		h.Set("X-Content-Type-Options", "nosniff")
 		h.Set("Referrer-Policy", "no-referrer")
-		if s.local && !isLocal(r.Host) {
+		if local && !isLocal(r.Host) && r.URL.Path != "/healthz" { // which tells nothing
 			// A name of somebody else's that leads here: DNS rebinding, by which a page in
 			// a browser of this machine could read what this one shows.
 			http.Error(w, "This page is for localhost. A proxy in front of it has to say that it wants localhost, in Host.", http.StatusForbidden)
@@ -230,14 +244,14 @@ type service struct {
 	Refusals map[string]int64 `json:"refusals,omitempty"`
 	BytesIn  int64            `json:"bytes_in"`
 	BytesOut int64            `json:"bytes_out"`
-	RateIn   float64          `json:"rate_in"` // bytes a second, lately
-	RateOut  float64          `json:"rate_out"`
+	RateIn   int64            `json:"rate_in"` // bytes a second, lately
+	RateOut  int64            `json:"rate_out"`
 	Sessions []session        `json:"sessions"`
 	// Top are those of its clients that have moved most, as many as were asked for.
 	Top []client `json:"top_clients,omitempty"`
 	// The rates before, if asked for: oldest first, the last one that of now.
-	PlotIn  []float64 `json:"plot_in,omitempty"`
-	PlotOut []float64 `json:"plot_out,omitempty"`
+	PlotIn  []int64 `json:"plot_in,omitempty"`
+	PlotOut []int64 `json:"plot_out,omitempty"`
 }
 
 type session struct {
@@ -259,13 +273,22 @@ type client struct {
 type event struct {
 	Time    time.Time `json:"time"`
 	Kind    string    `json:"kind"`
+	Times   int       `json:"times"` // how many such came in a row, of which this is the last
 	Service string    `json:"service,omitempty"`
 	Remote  string    `json:"remote,omitempty"`
 	Error   string    `json:"error,omitempty"`
 }
 
-// json answers with a report; the query says how many clients of each service are to be in
-// it, 20 if it does not, and with plots=1 that the rates of the last minutes are.
+// snapshot returns the services, and what was moved in all.
+func (s *status) snapshot() ([]relay.ServiceInfo, moved) {
+	gone := s.chronicle.gone()
+	infos := s.relay.Services()
+	return infos, s.chronicle.total(gone, infos)
+}
+
+// json answers with a report. The query says how many clients of a service are to be in it,
+// 20 if it does not, with service= of which services, and with plots=1 that the rates of
+// the last minutes are.
 func (s *status) json(w http.ResponseWriter, r *http.Request) {
 	top := 20
 	if q := r.FormValue("clients"); q != "" {
@@ -276,7 +299,17 @@ func (s *status) json(w http.ResponseWriter, r *http.Request) {
 		}
 		top = n
 	}
-	b, err := json.Marshal(s.report(time.Now(), s.relay.Services(), top, r.FormValue("plots") == "1"))
+	of := r.Form["service"]
+	infos, total := s.snapshot()
+	services := make([]service, len(infos))
+	for i := range infos {
+		n := top
+		if of != nil && !slices.Contains(of, infos[i].Name) {
+			n = 0
+		}
+		services[i] = describe(&infos[i], n)
+	}
+	b, err := json.Marshal(s.report(time.Now(), services, total, r.FormValue("plots") == "1"))
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
@@ -285,32 +318,31 @@ func (s *status) json(w http.ResponseWriter, r *http.Request) {
 	w.Write(b)
 }
 
-func (s *status) report(now time.Time, infos []relay.ServiceInfo, top int, plots bool) *report {
-	moved := s.chronicle.total(infos)
+// report completes what was said of services.
+func (s *status) report(now time.Time, services []service, total moved, plots bool) *report {
 	r := &report{
 		Version:  version(),
 		Since:    s.chronicle.since,
 		Now:      now,
 		Draining: s.draining.Load(),
 		Refusals: s.relay.Refusals(),
-		Services: make([]service, len(infos)),
+		Services: services,
 		Events:   []event{},
 	}
 	c := s.chronicle
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	r.Totals = totals{c.registered, c.clients, moved.in, moved.out}
-	for _, ev := range c.happened {
-		e := event{Time: ev.Time, Kind: string(ev.Kind), Service: ev.Service, Remote: ev.Remote}
-		if ev.Err != nil {
-			e.Error = ev.Err.Error()
+	r.Totals = totals{c.registered, c.clients, total.in, total.out}
+	for _, h := range c.happened {
+		e := event{Time: h.Time, Kind: string(h.Kind), Times: h.times, Service: h.Service, Remote: h.Remote}
+		if h.Err != nil {
+			e.Error = h.Err.Error()
 		}
 		r.Events = append(r.Events, e)
 	}
-	for i := range infos {
-		sv := &r.Services[i]
-		*sv = describe(&infos[i], top)
-		p := c.plots[keyOf(&infos[i])]
+	for i := range services {
+		sv := &services[i]
+		p := c.plots[serviceKey{sv.Name, sv.Since}]
 		if p == nil || len(p.in) == 0 {
 			continue // it has just come
 		}
@@ -343,9 +375,11 @@ func describe(info *relay.ServiceInfo, top int) service {
 	for i, m := range info.Sessions {
 		s.Sessions[i] = session{m.Remote, m.Since, m.LastHeard, float64(m.RoundTrip) / 1e6, m.Clients, m.Draining}
 	}
-	slices.SortStableFunc(info.Clients, func(a, b relay.ClientInfo) int {
-		return cmp.Compare(b.BytesIn+b.BytesOut, a.BytesIn+a.BytesOut)
-	})
+	if top > 0 {
+		slices.SortStableFunc(info.Clients, func(a, b relay.ClientInfo) int {
+			return cmp.Compare(b.BytesIn+b.BytesOut, a.BytesIn+a.BytesOut)
+		})
+	}
 	for _, c := range info.Clients[:min(top, len(info.Clients))] {
 		s.Top = append(s.Top, client(c))
 	}

@@ -2,6 +2,9 @@ package main
 
 import (
 	"errors"
+	"fmt"
+	"net"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -15,25 +18,24 @@ func asRegisterError(err error) (*relay.RegisterError, bool) {
 }
 
 func TestStatusAddr(t *testing.T) {
-	for addr, want := range map[string]struct {
-		full  string
-		local bool
-	}{
-		"9090":           {"127.0.0.1:9090", true},
-		":9090":          {"127.0.0.1:9090", true},
-		"localhost:1":    {"localhost:1", true},
-		"[::1]:1":        {"[::1]:1", true},
-		"0.0.0.0:9090":   {"0.0.0.0:9090", false},
-		"10.0.0.1:9090":  {"10.0.0.1:9090", false},
-		"relay.local:80": {"relay.local:80", false},
+	for addr, want := range map[string]string{
+		"9800": "127.0.0.1:9800", ":9800": "127.0.0.1:9800", "localhost:1": "localhost:1", "[::1]:1": "[::1]:1", "0.0.0.0:9800": "0.0.0.0:9800",
 	} {
-		full, local, err := statusAddr(addr)
-		if full != want.full || local != want.local || err != nil {
-			t.Errorf("%q: %q, %v, %v", addr, full, local, err)
+		if got, err := statusAddr(addr); got != want || err != nil {
+			t.Errorf("%q: %q, %v", addr, got, err)
 		}
 	}
-	if _, _, err := statusAddr("a:b:c"); err == nil {
+	if _, err := statusAddr("a:b:c"); err == nil {
 		t.Error("a:b:c is an address")
+	}
+}
+
+// What is for this machine alone is told by where it is bound, however that was written.
+func TestIsLoopback(t *testing.T) {
+	for addr, want := range map[string]bool{"127.0.0.1:1": true, "127.0.1.1:1": true, "[::1]:1": true, "0.0.0.0:1": false, "[::]:1": false, "10.0.0.1:1": false} {
+		if got := isLoopback(net.TCPAddrFromAddrPort(netip.MustParseAddrPort(addr))); got != want {
+			t.Errorf("%s: %v", addr, got)
+		}
 	}
 }
 
@@ -60,7 +62,7 @@ func TestSamples(t *testing.T) {
 	info := func(name string, in, out int64) relay.ServiceInfo {
 		return relay.ServiceInfo{Name: name, Since: since, BytesIn: in, BytesOut: out}
 	}
-	expect := func(name string, in, out []float64) {
+	expect := func(name string, in, out []int64) {
 		t.Helper()
 		p := c.plots[serviceKey{name, since}]
 		if p == nil || !slices.Equal(p.in, in) || !slices.Equal(p.out, out) {
@@ -70,10 +72,10 @@ func TestSamples(t *testing.T) {
 	at(0, info("a", 1000, 0))
 	expect("a", nil, nil)
 	at(2, info("a", 1200, 20), info("b", 600, 0))
-	expect("a", []float64{100}, []float64{10})
-	expect("b", []float64{300}, []float64{0})
+	expect("a", []int64{100}, []int64{10})
+	expect("b", []int64{300}, []int64{0})
 	at(12, info("b", 600, 100))
-	expect("b", []float64{300, 0}, []float64{0, 10})
+	expect("b", []int64{300, 0}, []int64{0, 10})
 	if len(c.plots) != 1 {
 		t.Errorf("%d plots", len(c.plots))
 	}
@@ -85,31 +87,48 @@ func TestSamples(t *testing.T) {
 	}
 }
 
-// Totals count who has left and who is there, and never shrink.
+// Totals count who has left and who is there, nobody twice, and never shrink.
 func TestTotals(t *testing.T) {
 	c := newChronicle(time.Now())
+	expect := func(gone moved, services []relay.ServiceInfo, want moved) {
+		t.Helper()
+		if got := c.total(gone, services); got != want {
+			t.Errorf("%+v, want %+v", got, want)
+		}
+	}
 	here := []relay.ServiceInfo{{Clients: []relay.ClientInfo{{BytesIn: 10, BytesOut: 1}, {BytesIn: 5}}}}
-	if got := c.total(here); got != (moved{15, 1}) {
-		t.Errorf("%+v", got)
-	}
+	expect(c.gone(), here, moved{15, 1})
+	gone := c.gone()
 	c.note(relay.Event{Kind: relay.EventClientLeft, BytesIn: 10, BytesOut: 2})
-	if got := c.total(here); got != (moved{25, 3}) { // of whom the snapshot does not know that he has left
-		t.Errorf("%+v", got)
-	}
+	expect(gone, here, moved{15, 1}) // it left behind the snapshot
 	here[0].Clients = here[0].Clients[1:]
-	if got := c.total(here); got != (moved{25, 3}) {
-		t.Errorf("%+v", got)
-	}
+	expect(gone, here, moved{15, 1}) // or before that
+	expect(c.gone(), here, moved{15, 2})
 	here[0].Clients[0].BytesIn = 100
-	if got := c.total(here); got != (moved{110, 3}) {
-		t.Errorf("%+v", got)
-	}
+	expect(c.gone(), here, moved{110, 2})
+	expect(c.gone(), nil, moved{110, 2})
+}
+
+// The last events are kept, and a flood of refusals is one of them.
+func TestHappenings(t *testing.T) {
+	c := newChronicle(time.Now())
 	for i := range maxHappenings + 5 {
 		c.note(relay.Event{Kind: relay.EventRegistered, Service: strings.Repeat("x", i)})
 	}
 	c.note(relay.Event{Kind: relay.EventClient})
 	if len(c.happened) != maxHappenings || len(c.happened[0].Service) != 5 || c.registered != maxHappenings+5 || c.clients != 1 {
 		t.Errorf("%d events, the first %q; %d registered, %d clients", len(c.happened), c.happened[0].Service, c.registered, c.clients)
+	}
+	for i := range 1000 {
+		c.note(relay.Event{Kind: relay.EventRefused, Remote: fmt.Sprint(i)})
+	}
+	last := c.happened[maxHappenings-1]
+	if len(c.happened[0].Service) != 6 || last.times != 1000 || last.Remote != "999" || last.Kind != relay.EventRefused {
+		t.Errorf("the first is of %q, the last %+v", c.happened[0].Service, last)
+	}
+	c.note(relay.Event{Kind: relay.EventLost})
+	if last := c.happened[maxHappenings-1]; last.Kind != relay.EventLost || last.times != 1 {
+		t.Errorf("the last is %+v", last)
 	}
 }
 

@@ -136,7 +136,7 @@ func publish(t *testing.T) (env []string) {
 	}
 	return []string{
 		"GOPROXY=file://" + proxy + ",file://" + filepath.Join(known[0], "cache", "download") + "," + known[1],
-		"GONOSUMDB=" + path, // nobody has published it
+		"GONOSUMDB=" + strings.TrimLeft(os.Getenv("GONOSUMDB")+","+path, ","), // nobody has published it
 		"GOMODCACHE=" + t.TempDir(),
 		"GOFLAGS=-modcacherw",
 		"GOWORK=off",
@@ -251,7 +251,7 @@ func TestReadme(t *testing.T) {
 		return strings.TrimSuffix(url, "/"), ok
 	})
 	for path, want := range map[string]string{"status.json": `"services":[`, "metrics": "relay_services 0", "healthz": "ok\n"} {
-		if got := r.run(dir, r.take("curl http://127.0.0.1:9090/"+path), "http://127.0.0.1:9090", "--silent --fail "+page); !strings.Contains(got, want) {
+		if got := r.run(dir, r.take("curl http://127.0.0.1:9800/"+path), "http://127.0.0.1:9800", "--silent --fail "+page); !strings.Contains(got, want) {
 			t.Errorf("%s says %q", path, got)
 		}
 	}

@@ -30,6 +30,8 @@ func TestRestart(t *testing.T) {
 	relayd, forward := filepath.Join(bin, "relayd"), filepath.Join(bin, "forward")
 	t.Run("Killed", func(t *testing.T) { restartKilled(t, relayd) })
 	t.Run("HandedOver", func(t *testing.T) { restartHandedOver(t, relayd) })
+	t.Run("NotHandedOver", func(t *testing.T) { restartNotHandedOver(t, relayd) })
+	t.Run("HangupWhileTakingOver", func(t *testing.T) { hangupWhileTakingOver(t, relayd) })
 	t.Run("RelaydStops", func(t *testing.T) { relaydStops(t, relayd) })
 	t.Run("RelaydStopsAtOnce", func(t *testing.T) { relaydStopsAtOnce(t, relayd) })
 	t.Run("ForwardStops", func(t *testing.T) { forwardStops(t, forward) })
@@ -404,6 +406,69 @@ func restartHandedOver(t *testing.T, relayd string) {
 	app.wantShutdown(t, site)
 	p.signal(t)
 	p.wantDrained(t)
+}
+
+// restartNotHandedOver starts relayds that cannot do all that they were told to beside one
+// that works: it goes on, or its successor does.
+func restartNotHandedOver(t *testing.T, relayd string) {
+	const elsewhere = "192.0.2.1:9" // an address of nobody's
+	door := filepath.Join(t.TempDir(), "door")
+	p := startExample(t, relayd, "-listen", "127.0.0.1:0", "-handover", door)
+	addr := p.awaitLine(t, "its address", listening)
+	if !p.poll(func() bool { _, err := os.Stat(door); return err == nil }) {
+		t.Fatal("relayd does not wait for a successor")
+	}
+	ln := registerAt(t, addr)
+	go serveEcho(ln)
+	echoes := func() {
+		t.Helper()
+		c := dialTCP(t, ln.Addr().String())
+		wantExchange(t, c, c, "hello")
+		c.Close()
+	}
+	out, err := exec.CommandContext(t.Context(), relayd, "-listen", "127.0.0.1:0", "-handover", door, "-status", elsewhere).CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "-status") {
+		t.Errorf("a relayd without its status page: %v\n%s", err, out)
+	}
+	p.wantRunning(t)
+	echoes()
+	if left, _ := filepath.Glob(filepath.Join(filepath.Dir(door), ".relayd-*")); len(left) > 0 {
+		t.Errorf("left over: %q", left)
+	}
+
+	next := startExample(t, relayd, "-listen", "127.0.0.1:0", "-handover", door, "-hosts", elsewhere)
+	next.awaitLine(t, "that it serves no hosts", func(line string) (string, bool) {
+		return line, strings.Contains(line, "no hosts are served")
+	})
+	p.wantDrained(t)
+	if !next.poll(func() bool { return ln.Stats().Reconnects == 1 }) {
+		t.Fatal("the app does not find the next relayd")
+	}
+	echoes()
+}
+
+// hangupWhileTakingOver sends a SIGHUP, which is to reload, to a relayd that is still
+// starting.
+func hangupWhileTakingOver(t *testing.T, relayd string) {
+	door := filepath.Join(t.TempDir(), "door")
+	ln, err := net.Listen("unix", door)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	p := startProgram(t, relayd, "-listen", "127.0.0.1:0", "-handover", door)
+	c, err := ln.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.cmd.Process.Signal(syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	c.Close() // a predecessor that is none
+	await(t, p.exited, "the end of relayd")
+	if exit, ok := errors.AsType[*exec.ExitError](p.status); !ok || exit.ExitCode() != 1 {
+		t.Errorf("relayd ended with %v", p.status)
+	}
 }
 
 // relaydStops has relayd stop while a client talks to an app.

@@ -250,16 +250,26 @@ func statusMetrics(t *testing.T, relayd string) {
 		t.Fatalf("no %s of %q", name, service)
 		return 0
 	}
-	families, body := parse()
-	for _, want := range []struct {
+	wants := []struct {
 		name, service string
 		value         float64
 	}{
 		{"relay_services", "", 4}, {"relay_registrations_total", "", 4}, {"relay_draining", "", 0},
-		{"relay_service_clients", "web", 2}, {"relay_service_clients_total", "web", 2},
+		{"relay_service_clients", "web", 2}, {"relay_service_accepted_clients_total", "web", 2},
 		{"relay_service_clients", nasty, 0}, {"relay_service_apps", nasty, 1},
-		{"relay_service_clients", "twice", 2}, {"relay_service_received_bytes_total", "twice", 10},
-	} {
+		{"relay_service_clients", "twice", 2}, {"relay_service_received_bytes_total", "twice", 5}, {"relay_service_sent_bytes_total", "twice", 5},
+	}
+	families, body := parse()
+	for giveUp := time.Now().Add(patience); time.Now().Before(giveUp); families, body = parse() {
+		all := true
+		for _, want := range wants {
+			all = all && value(families, want.name, want.service) == want.value
+		}
+		if all {
+			break
+		}
+	}
+	for _, want := range wants {
 		if got := value(families, want.name, want.service); got != want.value {
 			t.Errorf("%s of %q is %v, want %v", want.name, want.service, got, want.value)
 		}
