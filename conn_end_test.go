@@ -9,6 +9,7 @@ import (
 	"net"
 	"reflect"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -363,18 +364,21 @@ func TestSessionLost(t *testing.T) {
 	toldRelay, relayEvents := watch(relay.EventRegistered, relay.EventLost, relay.EventResumed, relay.EventEnded)
 	srv, addr := startRelay(t, relay.WithLogger(log.logger()), toldRelay)
 	told, events := watch(relay.EventLost, relay.EventResumed)
-	transports := make(chan net.Conn, 2)
-	mayDial := make(chan struct{}, 2)
-	mayDial <- struct{}{}
+	transports := make(chan net.Conn, 1)   // of the first session
+	var gate atomic.Pointer[chan struct{}] // closed when it may dial
+	open := make(chan struct{})
+	close(open)
+	gate.Store(&open)
 	l := register(t, addr, told, relay.WithDialer(func(ctx context.Context, network, addr string) (net.Conn, error) {
 		select {
-		case <-mayDial:
+		case <-*gate.Load():
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
 		c, err := new(net.Dialer).DialContext(ctx, network, addr)
-		if err == nil {
-			transports <- c
+		select {
+		case transports <- c:
+		default:
 		}
 		return c, err
 	}))
@@ -406,6 +410,8 @@ func TestSessionLost(t *testing.T) {
 	}
 	waiting := startAccept(l)
 
+	mayDial := make(chan struct{})
+	gate.Store(&mayDial)
 	(<-transports).Close()
 	expectLost(t, events)
 	for _, c := range []*net.TCPConn{idle, down, halfClosed} {
@@ -433,7 +439,7 @@ func TestSessionLost(t *testing.T) {
 	}
 	log.wait(t, "client left", 4)
 
-	mayDial <- struct{}{} // not before the relay has noticed
+	close(mayDial) // not before the relay has noticed
 	next(t, events, relay.EventResumed)
 	next(t, relayEvents, relay.EventRegistered)
 	expectLost(t, relayEvents)

@@ -8,6 +8,8 @@ import (
 	"runtime"
 	"testing"
 	"time"
+
+	"github.com/tcprelay/relay"
 )
 
 // heap returns the bytes of live memory, without what waits in pools.
@@ -149,7 +151,9 @@ func TestStoppedReader(t *testing.T) {
 // Nor do stopped readers hold up the ends of things: a listener's Close, a client
 // that leaves, an app that aborts.
 func TestStoppedReaderEnds(t *testing.T) {
-	_, addr, log := startLogged(t)
+	// So that the relay looks every second for what nothing tells it over dedicated
+	// connections.
+	_, addr, log := startLogged(t, relay.WithLimits(relay.Limits{LingerTime: 8 * time.Second}))
 	check := nothingLeft(t)
 	l := register(t, addr)
 
