@@ -104,21 +104,27 @@ func TestPinAndConfig(t *testing.T) {
 	}
 }
 
-// With a name to reach the relay at, it is told that name, for a proxy on the way to see.
+// With a name to reach the relay at, it is told that name, for a proxy on the way to see;
+// what is none is not told.
 func TestPinServerName(t *testing.T) {
 	cert, pin := selfSigned(t, nil)
-	names := make(chan string, 100)
-	srv := newServer(t, relay.WithTLSConfig(&tls.Config{
-		GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
-			names <- hello.ServerName
-			return &cert, nil
-		},
-	}))
-	ln := listenInMemory()
-	serveOn(t, srv, ln)
-	register(t, "relay.example:1", relay.WithPin(pin), relay.WithDialer(ln.dial))
-	if name := <-names; name != "relay.example" {
-		t.Errorf("the relay was asked for %q", name)
+	for addr, want := range map[string]string{
+		"relay.example:1": "relay.example", "Relay.Example": "Relay.Example",
+		"/run/relay.sock": "", "no address": "", "127.0.0.1:1": "",
+	} {
+		names := make(chan string, 100)
+		srv := newServer(t, relay.WithTLSConfig(&tls.Config{
+			GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+				names <- hello.ServerName
+				return &cert, nil
+			},
+		}))
+		ln := listenInMemory()
+		serveOn(t, srv, ln)
+		register(t, addr, relay.WithPin(pin), relay.WithDialer(ln.dial))
+		if name := <-names; name != want {
+			t.Errorf("of %q the relay was asked for %q", addr, name)
+		}
 	}
 }
 
