@@ -1,0 +1,106 @@
+package main
+
+import (
+	"strings"
+	"testing"
+)
+
+func parsed(args ...string) (targets, error) {
+	var c config
+	if err := c.flags().Parse(args); err != nil {
+		return nil, err
+	}
+	return c.services()
+}
+
+func TestTargets(t *testing.T) {
+	tcp := func(addr string) target { return target{text: addr, network: "tcp", address: addr} }
+	for _, tt := range []struct {
+		args string
+		want targets
+	}{
+		{"", targets{tcp("127.0.0.1:3000")}},
+		{"-to 3000", targets{tcp("localhost:3000")}},
+		{"-to :3000", targets{tcp(":3000")}},
+		{"-to [2001:db8::1]:22", targets{tcp("[2001:db8::1]:22")}},
+		{"-to [fe80::1%eth0]:22", targets{tcp("[fe80::1%eth0]:22")}},
+		{"-to localhost:http", targets{tcp("localhost:http")}},
+		{"-to unix:/run/a=b:c.sock", targets{{text: "unix:/run/a=b:c.sock", network: "unix", address: "/run/a=b:c.sock"}}},
+		{"-to a:1,port=8081,name=web,proxy-protocol=v2", targets{{"a:1", "tcp", "a:1", 8081, "web", "", proxyV2}}},
+		{"-to a:1,name=x=y", targets{{"a:1", "tcp", "a:1", 0, "x=y", "", proxyUnset}}},
+		{"-to a:1 -port 8081 -name web", targets{{"a:1", "tcp", "a:1", 8081, "web", "", proxyUnset}}},
+		{"-to a:1 -hostname *.example.com", targets{{"a:1", "tcp", "a:1", 0, "", "*.example.com", proxyUnset}}},
+		{"-port 1 -to a:1,hostname=h", targets{{"a:1", "tcp", "a:1", 0, "", "h", proxyUnset}}},
+		{"-hostname h -to a:1 -to b:1,port=1", targets{{"a:1", "tcp", "a:1", 0, "", "h", proxyUnset}, {"b:1", "tcp", "b:1", 1, "", "", proxyUnset}}},
+		{"-proxy-protocol v1 -to a:1 -to b:1,proxy-protocol=v2 -to c:1,proxy-protocol=off",
+			targets{{"a:1", "tcp", "a:1", 0, "", "", proxyV1}, {"b:1", "tcp", "b:1", 0, "", "", proxyV2}, {"c:1", "tcp", "c:1", 0, "", "", proxyOff}}},
+		{"-name web -shared -port 1 -to a:1 -to b:1", targets{{"a:1", "tcp", "a:1", 1, "web", "", proxyUnset}, {"b:1", "tcp", "b:1", 1, "web", "", proxyUnset}}},
+		{"-shared -to a:1,hostname=h -to b:1,hostname=h", targets{{"a:1", "tcp", "a:1", 0, "", "h", proxyUnset}, {"b:1", "tcp", "b:1", 0, "", "h", proxyUnset}}},
+		{"-to a:1 -to a:1", targets{tcp("a:1"), tcp("a:1")}},
+	} {
+		got, err := parsed(strings.Fields(tt.args)...)
+		if err != nil || len(got) != len(tt.want) {
+			t.Errorf("%s: %+v, %v", tt.args, got, err)
+			continue
+		}
+		for i := range got {
+			if got[i] != tt.want[i] {
+				t.Errorf("%s: %+v, want %+v", tt.args, got[i], tt.want[i])
+			}
+		}
+	}
+	// As the environment gives them.
+	if got, err := parsed("-to", " a:1,port=1  unix:/x\n"); err != nil || len(got) != 2 || got[0].port != 1 || got[1].address != "/x" {
+		t.Errorf("with spaces between: %+v, %v", got, err)
+	}
+}
+
+func TestTargetsRefused(t *testing.T) {
+	for _, tt := range []struct{ args, says string }{
+		{"-to localhost", "neither"},
+		{"-to 0", "neither"},
+		{"-to 65536", "neither"},
+		{"-to -1", "neither"},
+		{"-to a:0", "no port"},
+		{"-to a:", "no port"},
+		{"-to a:65536", "no port"},
+		{"-to ::1", "brackets"},
+		{"-to 2001:db8::1:22", "brackets"},
+		{"-to http://localhost:3000", "host:port"},
+		{"-to unix:", "path"},
+		{"-to port=8081,localhost:3000", "comes first"},
+		{"-to web=localhost:3000", "comes first"},
+		{"-to a:1,", "no option"},
+		{"-to a:1,b:2", "no option"},
+		{"-to a:1,Port=1", "no option"},
+		{"-to a:1,port", "empty"},
+		{"-to a:1,port=", "empty"},
+		{"-to a:1,port=0", "not a port"},
+		{"-to a:1,port=65536", "not a port"},
+		{"-to a:1,port=1,port=2", "twice"},
+		{"-to a:1,port=1,hostname=h", "exclude"},
+		{"-to a:1,proxy-protocol=v3", "v3"},
+		{"-proxy-protocol 1", "-proxy-protocol"},
+		{"-port 1 -hostname h", "exclude"},
+		{"-port 65536", "-port"},
+		{"-port -1", "-port"},
+		{"-drain -1s", "-drain"},
+		{"-ca f -pin x", "exclude"},
+		{"-port 1 -to a:1 -to b:1", "a:1 and b:1 both ask for the port 1"},
+		{"-to a:1,port=1 -to b:1,port=1", "port 1"},
+		{"-name web -to a:1 -to b:1", "name web: only with -shared"},
+		{"-hostname h -to a:1 -to b:1", "hostname h: only with -shared"},
+		{"-shared -to a:1", "needs a name"},
+		{"-shared -to a:1,name=web -to b:1", "b:1: -shared needs a name"},
+		{"-shared -name web -to a:1,port=1 -to b:1,port=2", "same name and address"},
+		{"-shared -to a:1,name=x,port=1 -to b:1,name=y,port=1", "same name and address"},
+		{"-shared -to a:1,name=x,hostname=h -to b:1,name=x,hostname=i", "same name and address"},
+	} {
+		if got, err := parsed(strings.Fields(tt.args)...); err == nil || !strings.Contains(err.Error(), tt.says) {
+			t.Errorf("%s: %+v, %v, want %q", tt.args, got, err, tt.says)
+		}
+	}
+	if _, err := parsed("-to", " "); err == nil {
+		t.Error("no target at all is one")
+	}
+}
