@@ -12,11 +12,15 @@ import (
 const localTime = 10 * time.Second
 
 // carry joins a client to a new local connection. If there is none the client is
-// reset, which is what it would get from a port where nobody listens.
-func (m *mapping) carry(client *relay.Conn) {
-	local, err := m.dial(client)
+// reset, which is what it would get from a port where nobody listens, and others who share
+// the name get those that come after it.
+func (m *mapping) carry(client *relay.Conn, leave func(error)) {
+	local, err := m.dial(client.RemoteAddr(), client.LocalAddr())
 	if err != nil {
 		m.missed.Add("local", "no local connection", "client", client.RemoteAddr(), "err", err)
+		if m.shared {
+			leave(err) // before this one can come again
+		}
 		client.SetLinger(0)
 		client.Close()
 		return
@@ -24,18 +28,17 @@ func (m *mapping) carry(client *relay.Conn) {
 	m.log.Debug("client came", "client", client.RemoteAddr())
 	client.Join(local, func(err error) {
 		if err != nil {
-			m.log.Info("client was cut off", "client", client.RemoteAddr(), "err", err)
+			m.log.Debug("client was cut off", "client", client.RemoteAddr(), "err", err)
 			return
 		}
 		m.log.Debug("client left", "client", client.RemoteAddr())
 	})
 }
 
-// dial connects to the target, and tells it who the client is if it is to know.
-func (m *mapping) dial(client *relay.Conn) (net.Conn, error) {
+// dial connects to the target, and tells it who the client is, if it is to know.
+func (m *mapping) dial(client, public net.Addr) (net.Conn, error) {
 	by := time.Now().Add(localTime)
-	d := net.Dialer{KeepAlive: -1}
-	c, err := d.DialContext(until{context.Background(), by}, m.network, m.address)
+	c, err := m.connect(by)
 	if err != nil {
 		return nil, err
 	}
@@ -43,12 +46,23 @@ func (m *mapping) dial(client *relay.Conn) (net.Conn, error) {
 		tcp.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true}) // not all that local, and may vanish
 	}
 	if m.proxy == proxyV1 || m.proxy == proxyV2 {
-		if err := introduce(c, by, m.proxy, client.RemoteAddr(), client.LocalAddr()); err != nil {
+		if err := introduce(c, by, m.proxy, client, public); err != nil {
 			c.Close()
 			return nil, err
 		}
 	}
 	return c, nil
+}
+
+// connect connects to the target.
+func (m *mapping) connect(by time.Time) (net.Conn, error) {
+	d := net.Dialer{KeepAlive: -1}
+	if !m.lookedUp() {
+		return d.DialContext(until{context.Background(), by}, m.network, m.address)
+	}
+	ctx, cancel := context.WithDeadline(context.Background(), by)
+	defer cancel()
+	return d.DialContext(ctx, m.network, m.address)
 }
 
 // introduce sends a PROXY header. It is done before any byte of the client's is read, and
@@ -63,9 +77,10 @@ func introduce(c net.Conn, by time.Time, v proxyVersion, client, public net.Addr
 	return c.SetWriteDeadline(time.Time{})
 }
 
-// until is a context that ends at a time, which only what asks for that notices. Nothing
-// has to watch it, as package net has a goroutine do with one that can be canceled: for
-// short connections that is a twentieth of what they cost.
+// until is a context that ends at a time, which only what asks for that notices: connecting
+// does, and looking up a name in the network may not. Nothing has to watch it, as package
+// net has a goroutine do with one that can be canceled: for short connections that is a
+// twentieth of what they cost.
 type until struct {
 	context.Context
 	at time.Time

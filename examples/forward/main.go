@@ -250,5 +250,8 @@ func (c *config) services() (targets, error) {
 			}
 		}
 	}
+	if c.shared {
+		all.agree()
+	}
 	return all, nil
 }

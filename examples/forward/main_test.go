@@ -23,6 +23,7 @@ import (
 
 	"github.com/tcprelay/relay"
 	"github.com/tcprelay/relay/internal/leak"
+	"github.com/tcprelay/relay/internal/tcptest"
 )
 
 // asProgram in the environment makes the tests' binary the program itself.
@@ -158,6 +159,14 @@ func (r *running) ended(t *testing.T) {
 	}
 }
 
+// nobody returns an address where nobody listens, nor is going to while the test runs: it
+// is that of a connection.
+func nobody(t *testing.T) string {
+	t.Helper()
+	c, _ := tcptest.Pair(t)
+	return c.LocalAddr().String()
+}
+
 func listen(t *testing.T) net.Listener {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -206,10 +215,15 @@ func wantRead(t *testing.T, r io.Reader, want string) {
 // wantExchange says something to whoever says all back.
 func wantExchange(t *testing.T, c net.Conn, text string) {
 	t.Helper()
-	if _, err := io.WriteString(c, text); err != nil {
+	written := make(chan error, 1)
+	go func() { // for no buffer may hold it all
+		_, err := io.WriteString(c, text)
+		written <- err
+	}()
+	wantRead(t, c, text)
+	if err := <-written; err != nil {
 		t.Fatal(err)
 	}
-	wantRead(t, c, text)
 }
 
 // wantEnd has a client half-close and checks that nothing but the end comes.
@@ -332,9 +346,7 @@ func TestHostname(t *testing.T) {
 // many clients come.
 func TestLocalAway(t *testing.T) {
 	at, _ := startRelay(t, "127.0.0.1:0")
-	ln := listen(t)
-	ln.Close()
-	r := start(t, "-relay", at, "-to", ln.Addr().String())
+	r := start(t, "-relay", at, "-to", nobody(t))
 	addr := r.addrs(t, 1)[""]
 	const crowd = 50
 	begun := time.Now()
@@ -458,8 +470,8 @@ func TestDisconnected(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "it stops", func() bool { return strings.Contains(r.log.String(), "msg=stopping") })
-	if !strings.Contains(r.log.String(), "-to "+other.Addr().String()+": ") {
-		t.Errorf("the log does not say why:\n%s", &r.log)
+	if log := r.log.String(); !strings.Contains(log, "-to "+other.Addr().String()+": ") || strings.Contains(log, "level=ERROR") {
+		t.Errorf("the log does not say why, or what is said in the end:\n%s", log)
 	}
 	wantExchange(t, c, "still here?")
 	wantEnd(t, c)
@@ -467,17 +479,77 @@ func TestDisconnected(t *testing.T) {
 	wantCode(t, r.failed, relay.CodeDisconnected)
 }
 
+// A service that the relay ends has its clients finish, too, if they can.
+func TestEndedWithClients(t *testing.T) {
+	srv, err := relay.NewServer()
+	if err != nil {
+		t.Fatal(err)
+	}
+	registration := listen(t)
+	at := registration.Addr().String()
+	served, shut := make(chan error, 1), make(chan error, 1)
+	go func() { served <- srv.Serve(registration) }()
+	ln := listen(t)
+	go serve(ln, "")
+	r := start(t, "-relay", at, "-to", ln.Addr().String(), "-drain", "1h")
+	c := dial(t, r.addrs(t, 1)[""])
+	wantExchange(t, c, "hello")
+
+	// The next relay at that address does not know it.
+	go func() { shut <- srv.Shutdown(context.Background()) }()
+	<-served
+	startRelay(t, at, relay.WithTokens("another"))
+	eventually(t, "it stops", func() bool { return strings.Contains(r.log.String(), "msg=stopping") })
+	if got := r.mappings[0].row(); got.state != ended || got.stats.Live != 1 {
+		t.Errorf("%+v", got)
+	}
+	wantExchange(t, c, strings.Repeat("still here? ", 10_000))
+	select {
+	case <-r.done:
+		t.Error("ended before its client")
+	default:
+	}
+	wantEnd(t, c)
+	r.ended(t)
+	wantCode(t, r.failed, relay.CodeUnauthorized)
+	if err := <-shut; err != nil || r.cut {
+		t.Errorf("the relay ended with %v, cut off: %v", err, r.cut)
+	}
+}
+
+// Clients that have left are not cut off when the time to leave is over, even if that was
+// none.
+func TestNobodyCutOff(t *testing.T) {
+	at, _ := startRelay(t, "127.0.0.1:0")
+	r := start(t, "-relay", at, "-to", nobody(t))
+	wantReset(t, r.addrs(t, 1)[""])
+	r.stop()
+	r.ended(t)
+	over := make(chan struct{})
+	close(over)
+	for range 100 { // a select takes either
+		if !r.mappings[0].await(over) {
+			t.Fatal("they are")
+		}
+	}
+}
+
 // A stop while it waits for a relay is an end in order.
 func TestStopWaiting(t *testing.T) {
-	ln := listen(t)
-	ln.Close()
-	r := start(t, "-relay", ln.Addr().String(), "-wait", "-to", "1", "-to", "2")
-	eventually(t, "it tries", func() bool { return strings.Contains(r.log.String(), "registering again") })
-	if got := r.mappings[0].row(); got.state != registering || got.why == "" {
-		t.Errorf("state %v, %q", got.state, got.why)
+	r := start(t, "-relay", nobody(t), "-wait", "-to", "1", "-to", "2,port=8081", "-to", "3")
+	for _, m := range r.mappings {
+		eventually(t, "it says why it waits", func() bool { return m.row().why != "" })
+		if got := m.row(); got.state != registering {
+			t.Errorf("state %v, %q", got.state, got.why)
+		}
 	}
 	r.stop()
 	r.ended(t)
+	for _, m := range r.mappings {
+		if got := m.row(); got.state != ended || got.why != "" {
+			t.Errorf("in the end: %v, %q", got.state, got.why)
+		}
+	}
 	if len(r.failed) > 0 || r.cut {
 		t.Errorf("ended with %v, cut off: %v", r.failed, r.cut)
 	}

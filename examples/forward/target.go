@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -150,6 +151,28 @@ func (t *target) clashes(o *target, shared bool) error {
 		why = "those that share it must have the same name and address"
 	}
 	return fmt.Errorf("%s and %s both ask for the %s: %s", o.text, t.text, what, why)
+}
+
+// agree has all that share a name ask for the port that one of them names, or else who
+// comes first might be given another. They do not clash.
+func (t targets) agree() {
+	for i := range t {
+		for _, o := range t {
+			if t[i].port == 0 && o.port != 0 && t[i].name != "" && t[i].name == o.name {
+				t[i].port = o.port
+			}
+		}
+	}
+}
+
+// lookedUp reports whether it takes more than this machine to know the target's address.
+func (t *target) lookedUp() bool {
+	if t.network != "tcp" {
+		return false
+	}
+	host, _, _ := net.SplitHostPort(t.address)
+	_, err := netip.ParseAddr(host)
+	return err != nil && host != "" && host != "localhost"
 }
 
 // options are what the relay is asked for.

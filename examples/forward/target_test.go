@@ -35,6 +35,7 @@ func TestTargets(t *testing.T) {
 		{"-proxy-protocol v1 -to a:1 -to b:1,proxy-protocol=v2 -to c:1,proxy-protocol=off",
 			targets{{"a:1", "tcp", "a:1", 0, "", "", proxyV1}, {"b:1", "tcp", "b:1", 0, "", "", proxyV2}, {"c:1", "tcp", "c:1", 0, "", "", proxyOff}}},
 		{"-name web -shared -port 1 -to a:1 -to b:1", targets{{"a:1", "tcp", "a:1", 1, "web", "", proxyUnset}, {"b:1", "tcp", "b:1", 1, "web", "", proxyUnset}}},
+		{"-name web -shared -to a:1 -to b:1,port=1 -to c:1,name=api", targets{{"a:1", "tcp", "a:1", 1, "web", "", proxyUnset}, {"b:1", "tcp", "b:1", 1, "web", "", proxyUnset}, {"c:1", "tcp", "c:1", 0, "api", "", proxyUnset}}},
 		{"-shared -to a:1,hostname=h -to b:1,hostname=h", targets{{"a:1", "tcp", "a:1", 0, "", "h", proxyUnset}, {"b:1", "tcp", "b:1", 0, "", "h", proxyUnset}}},
 		{"-to a:1 -to a:1", targets{tcp("a:1"), tcp("a:1")}},
 	} {
