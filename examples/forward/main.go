@@ -13,7 +13,7 @@
 // are several, and logs to standard error. The addresses stay when the relay is lost for
 // a time.
 //
-// At SIGINT or SIGTERM it takes no more clients, and ends when those that are there have
+// At SIGINT, SIGTERM or SIGHUP it takes no more clients, and ends when those that are there have
 // left, after -drain, or at a second signal. If the relay will not have one of the services
 // the others end the same way, and the exit status is 1.
 package main
@@ -107,6 +107,9 @@ func main() {
 	ctx, stop := context.WithCancel(context.Background())
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	if !signal.Ignored(syscall.SIGHUP) { // as nohup has it
+		signal.Notify(signals, syscall.SIGHUP)
+	}
 	var fw *forwarder
 	restore := func() {}
 	if !c.plain && canView(os.Stdout) {

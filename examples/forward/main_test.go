@@ -26,15 +26,19 @@ import (
 	"github.com/tcprelay/relay/internal/tcptest"
 )
 
-// asProgram in the environment makes the tests' binary the program itself.
+// asProgram in the environment makes the tests' binary the program itself or, if it is
+// "shell", one that runs it as its job.
 const asProgram = "FORWARD_TEST_AS_PROGRAM"
 
 func TestMain(m *testing.M) {
-	if os.Getenv(asProgram) != "" {
+	switch os.Getenv(asProgram) {
+	case "":
+		leak.Main(m)
+	case "shell":
+		shell()
+	default:
 		main()
-		return
 	}
-	leak.Main(m)
 }
 
 // patience bounds the wait for what should happen. Nothing is asserted about how long

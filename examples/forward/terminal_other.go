@@ -8,4 +8,6 @@ import "os"
 // be drawn on, so there are always lines.
 func terminalSize(*os.File) (width, height int, ok bool) { return 0, 0, false }
 
+func foreground(*os.File) bool { return false }
+
 func (v *view) follow() (unfollow func()) { return func() {} }

@@ -23,3 +23,15 @@ func ownTerminal(*exec.Cmd) {}
 func stopped(int) bool { return false }
 
 func goOn(*testing.T, int) {}
+
+// A job is the program as a job of a shell.
+type job struct{ pid int }
+
+func startJob(t *testing.T, _ bool, _ ...string) (*job, *os.File, *screen, chan error) {
+	openTerminal(t)
+	panic("unreachable")
+}
+
+func (*job) do(*testing.T, string) {}
+
+func shell() {}

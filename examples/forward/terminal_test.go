@@ -9,7 +9,9 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
+	"time"
 )
 
 // A screen is what a terminal shows of what a view sends it. It knows the view's sequences
@@ -27,6 +29,12 @@ type screen struct {
 	// sequences of another kind.
 	wrapped bool
 	odd     []string
+}
+
+func (s *screen) viewed() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.views
 }
 
 func newScreen(width int) *screen {
@@ -121,6 +129,12 @@ func (s *screen) ours() (ours, restored bool) {
 // onTerminal starts the program on a terminal of its own and returns what that shows.
 func onTerminal(t *testing.T, env []string, args ...string) (cmd *exec.Cmd, keyboard *os.File, s *screen, exited chan error) {
 	t.Helper()
+	return startOnTerminal(t, nil, env, args...)
+}
+
+// startOnTerminal gives the program more files.
+func startOnTerminal(t *testing.T, files []*os.File, env []string, args ...string) (cmd *exec.Cmd, keyboard *os.File, s *screen, exited chan error) {
+	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
@@ -131,6 +145,7 @@ func onTerminal(t *testing.T, env []string, args ...string) (cmd *exec.Cmd, keyb
 	cmd.Env = append(os.Environ(), asProgram+"=1", "TERM=xterm", "NO_COLOR=")
 	cmd.Env = append(cmd.Env, env...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
+	cmd.ExtraFiles = files
 	ownTerminal(cmd)
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -155,6 +170,18 @@ func onTerminal(t *testing.T, env []string, args ...string) (cmd *exec.Cmd, keyb
 	return cmd, master, s, exited
 }
 
+// waitFor waits for the end of a program and returns what that was.
+func waitFor(t *testing.T, exited <-chan error) error {
+	t.Helper()
+	select {
+	case err := <-exited:
+		return err
+	case <-time.After(patience):
+		t.Fatal("the program does not end")
+		panic("unreachable")
+	}
+}
+
 func (s *screen) eventually(t *testing.T, texts ...string) {
 	t.Helper()
 	for _, text := range texts {
@@ -167,11 +194,10 @@ func (s *screen) eventually(t *testing.T, texts ...string) {
 // terminal is as it was.
 func TestView(t *testing.T) {
 	at, _ := startRelay(t, "127.0.0.1:0")
-	ln, gone := listen(t), listen(t)
-	gone.Close()
+	ln, gone := listen(t), nobody(t)
 	go serve(ln, "")
-	cmd, keyboard, s, exited := onTerminal(t, []string{"FORWARD_RELAY=" + at, "FORWARD_TO=" + ln.Addr().String() + ",name=web " + gone.Addr().String()}, "-drain", "1h")
-	s.eventually(t, "forward at "+at, " -> "+ln.Addr().String(), " -> "+gone.Addr().String(), "  connected ", "^C stops\n")
+	cmd, keyboard, s, exited := onTerminal(t, []string{"FORWARD_RELAY=" + at, "FORWARD_TO=" + ln.Addr().String() + ",name=web " + gone}, "-drain", "1h")
+	s.eventually(t, "forward at "+at, " -> "+ln.Addr().String(), " -> "+gone, "  connected ", "^C stops\n")
 	if ours, _ := s.ours(); !ours {
 		t.Error("it is no screen of its own")
 	}
@@ -185,8 +211,8 @@ func TestView(t *testing.T) {
 	c := dial(t, addrs[ln.Addr().String()])
 	wantExchange(t, c, strings.Repeat("x", 5<<10))
 	s.eventually(t, "clients: 1 (1 in all)", "in: 5.0 KiB", "out: 5.0 KiB", "client came to="+ln.Addr().String()+" client="+c.LocalAddr().String())
-	wantReset(t, addrs[gone.Addr().String()])
-	s.eventually(t, "no local connection to="+gone.Addr().String(), "clients: 0 (1 in all, 1 reset)")
+	wantReset(t, addrs[gone])
+	s.eventually(t, "no local connection to="+gone, "clients: 0 (1 in all, 1 reset)")
 
 	wide := "client=" + c.LocalAddr().String()
 	s.mu.Lock()
@@ -212,7 +238,7 @@ func TestView(t *testing.T) {
 	s.eventually(t, "stopping when the clients have left", "  leaving ")
 	wantExchange(t, c, "and now?")
 	wantEnd(t, c)
-	if err := <-exited; err != nil {
+	if err := waitFor(t, exited); err != nil {
 		t.Errorf("it ended with %v", err)
 	}
 	eventually(t, "the terminal is as it was", func() bool { _, restored := s.ours(); return restored })
@@ -234,22 +260,27 @@ func TestViewEnds(t *testing.T) {
 	at, _ := startRelay(t, "127.0.0.1:0")
 	ln := listen(t)
 	go serve(ln, "")
-	for _, tt := range []struct{ name, keys, end string }{
-		{"interrupted twice", "\x03\x03", "signal: interrupt"},
-		{"quit", "\x1c", "exit status 2"}, // as a Go program does, with its stacks
+	for _, tt := range []struct {
+		name    string
+		signals []os.Signal
+		end     string
+	}{
+		{"interrupted twice", []os.Signal{syscall.SIGINT, syscall.SIGINT}, "signal: interrupt"},
+		{"hung up twice", []os.Signal{syscall.SIGHUP, syscall.SIGHUP}, "signal: hangup"},
+		{"quit", []os.Signal{syscall.SIGQUIT}, "exit status 2"}, // as a Go program does, with its stacks
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			_, keyboard, s, exited := onTerminal(t, nil, "-relay", at, "-to", ln.Addr().String(), "-drain", "1h")
+			cmd, _, s, exited := onTerminal(t, nil, "-relay", at, "-to", ln.Addr().String(), "-drain", "1h")
 			s.eventually(t, "  connected ")
 			addr, _, _ := strings.Cut(strings.Split(s.text(), "\n")[2], " -> ")
 			wantExchange(t, dial(t, addr), "hello")
-			for i, key := range tt.keys {
+			for i, sig := range tt.signals {
 				if i > 0 {
 					s.eventually(t, "  leaving ")
 				}
-				io.WriteString(keyboard, string(key))
+				cmd.Process.Signal(sig)
 			}
-			if err := <-exited; err == nil || err.Error() != tt.end {
+			if err := waitFor(t, exited); err == nil || err.Error() != tt.end {
 				t.Errorf("it ended with %v, want %s", err, tt.end)
 			}
 			eventually(t, "the terminal is as it was", func() bool { _, restored := s.ours(); return restored })
@@ -257,12 +288,99 @@ func TestViewEnds(t *testing.T) {
 	}
 }
 
+// A terminal that takes no output does not keep signals from ending the program.
+func TestViewBlocked(t *testing.T) {
+	at, _ := startRelay(t, "127.0.0.1:0")
+	ln := listen(t)
+	go serve(ln, "")
+	for _, tt := range []struct {
+		name    string
+		signals []os.Signal
+		end     string
+	}{
+		{"twice", []os.Signal{syscall.SIGTERM, syscall.SIGINT}, "signal: "}, // whichever comes first
+		{"quit", []os.Signal{syscall.SIGQUIT}, ""},                          // it wants to say its stacks
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			cmd, keyboard, s, exited := onTerminal(t, nil, "-relay", at, "-to", ln.Addr().String(), "-drain", "1h")
+			s.eventually(t, "  connected ")
+			addr, _, _ := strings.Cut(strings.Split(s.text(), "\n")[2], " -> ")
+			c := dial(t, addr)
+			wantExchange(t, c, "hello")
+			io.WriteString(keyboard, "\x13") // ^S
+			for _, sig := range tt.signals {
+				cmd.Process.Signal(sig)
+			}
+			if tt.end == "" {
+				// The runtime writes to the terminal, which has to take it.
+				io.WriteString(keyboard, "\x11")
+			}
+			if err := waitFor(t, exited); err == nil || !strings.HasPrefix(err.Error(), tt.end) {
+				t.Errorf("it ended with %v", err)
+			}
+		})
+	}
+}
+
+// As a job in the background the view does not draw on what is another one's screen, and in
+// the foreground again it does.
+func TestViewInBackground(t *testing.T) {
+	at, _ := startRelay(t, "127.0.0.1:0")
+	ln := listen(t)
+	go serve(ln, "")
+	j, keyboard, s, exited := startJob(t, true, "-relay", at, "-to", ln.Addr().String(), "-drain", "1h")
+	s.eventually(t, "  connected ")
+	addr, _, _ := strings.Cut(strings.Split(s.text(), "\n")[2], " -> ")
+	c := dial(t, addr)
+	toBackground := func() {
+		t.Helper()
+		io.WriteString(keyboard, "\x1a")
+		eventually(t, "it stops, and leaves the terminal", func() bool {
+			_, restored := s.ours()
+			return restored && stopped(j.pid)
+		})
+		j.do(t, "bg")
+		wantExchange(t, c, "hello")
+	}
+	toBackground()
+	j.do(t, "fg")
+	s.eventually(t, "  connected ", "clients: 1 (1 in all)")
+
+	toBackground()
+	views := s.viewed()
+	if p, err := os.FindProcess(j.pid); err != nil || p.Signal(syscall.SIGTERM) != nil {
+		t.Fatal("no signal can be sent")
+	}
+	wantRefused(t, addr)
+	wantExchange(t, c, "and still there")
+	wantEnd(t, c)
+	if err := waitFor(t, exited); err != nil {
+		t.Errorf("it ended with %v", err)
+	}
+	if _, restored := s.ours(); !restored || s.viewed() != views {
+		t.Errorf("it has drawn in the background")
+	}
+}
+
+// A job that is started in the background prints lines.
+func TestNoViewInBackground(t *testing.T) {
+	at, _ := startRelay(t, "127.0.0.1:0")
+	j, keyboard, s, exited := startJob(t, false, "-relay", at, "-to", "1")
+	s.eventually(t, "127.0.0.1:", "msg=registered")
+	j.do(t, "fg")
+	io.WriteString(keyboard, "\x03")
+	if err := waitFor(t, exited); err != nil {
+		t.Errorf("it ended with %v", err)
+	}
+	if s.viewed() > 0 {
+		t.Error("a view")
+	}
+}
+
 // Behind the view, what ended the program is on the terminal that was there before.
 func TestViewFails(t *testing.T) {
-	ln := listen(t)
-	ln.Close()
-	_, _, s, exited := onTerminal(t, nil, "-relay", ln.Addr().String())
-	if exit, ok := errors.AsType[*exec.ExitError](<-exited); !ok || exit.ExitCode() != 1 {
+	_, _, s, exited := onTerminal(t, nil, "-relay", nobody(t))
+	if exit, ok := errors.AsType[*exec.ExitError](waitFor(t, exited)); !ok || exit.ExitCode() != 1 {
 		t.Errorf("it ended with %v", exit)
 	}
 	s.eventually(t, `level=ERROR msg="forward failed"`)
@@ -286,10 +404,10 @@ func TestNoView(t *testing.T) {
 			return false
 		})
 		io.WriteString(keyboard, "\x03")
-		if err := <-exited; err != nil {
+		if err := waitFor(t, exited); err != nil {
 			t.Errorf("it ended with %v", err)
 		}
-		if s.views > 0 {
+		if s.viewed() > 0 {
 			t.Errorf("%q: a view", args)
 		}
 	}

@@ -4,7 +4,6 @@ package main
 
 import (
 	"os"
-	"os/signal"
 	"syscall"
 	"unsafe"
 )
@@ -24,42 +23,17 @@ func terminalSize(f *os.File) (width, height int, ok bool) {
 	return int(size.columns), int(size.rows), errno == 0
 }
 
-// follow does what a terminal's signals ask for: it leaves the terminal as it was while the
-// program is stopped, or before it quits, and draws when the size has changed. It ends with
-// the function that it returns.
-func (v *view) follow() (unfollow func()) {
-	signals := make(chan os.Signal, 8)
-	done, ended := make(chan struct{}), make(chan struct{})
-	signal.Notify(signals, syscall.SIGTSTP, syscall.SIGCONT, syscall.SIGQUIT, syscall.SIGWINCH)
-	go func() {
-		defer close(ended)
-		for {
-			select {
-			case sig := <-signals:
-				v.obey(sig)
-			case <-done:
-				return
-			}
-		}
-	}()
-	return func() {
-		signal.Stop(signals)
-		close(done)
-		<-ended
+// foreground reports whether the program may write to a terminal: it may not while that
+// is another job's. To one that has no jobs for this program it may.
+func foreground(f *os.File) bool {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return false
 	}
-}
-
-func (v *view) obey(sig os.Signal) {
-	switch sig {
-	case syscall.SIGTSTP:
-		v.leave()
-		syscall.Kill(os.Getpid(), syscall.SIGSTOP)
-	case syscall.SIGCONT:
-		v.enter()
-		v.notes.nudge()
-	case syscall.SIGWINCH:
-		v.notes.nudge()
-	case syscall.SIGQUIT:
-		die(sig, v.leave)
-	}
+	var group int32
+	errno := syscall.EBADF
+	raw.Control(func(fd uintptr) {
+		_, _, errno = syscall.Syscall(syscall.SYS_IOCTL, fd, syscall.TIOCGPGRP, uintptr(unsafe.Pointer(&group)))
+	})
+	return errno != 0 || int(group) == syscall.Getpgrp()
 }

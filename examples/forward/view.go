@@ -45,10 +45,11 @@ const (
 	leaveScreen = "\x1b[0m\x1b[?7h\x1b[?25h\x1b[?1049l"
 )
 
-// canView reports whether a file is a terminal that can be drawn on.
+// canView reports whether a file is a terminal that can be drawn on, and is not another
+// job's.
 func canView(f *os.File) bool {
 	_, _, ok := terminalSize(f)
-	return ok && os.Getenv("TERM") != "" && os.Getenv("TERM") != "dumb"
+	return ok && foreground(f) && os.Getenv("TERM") != "" && os.Getenv("TERM") != "dumb"
 }
 
 // A view draws the mappings of a forwarder on a terminal.
@@ -63,12 +64,17 @@ type view struct {
 
 	mu    sync.Mutex // held while something is written
 	drawn bool       // the screen is ours
+	left  bool       // and is not to be, until enter is called
 }
 
 func newView(f *forwarder, n *notes, out *os.File) *view {
 	return &view{f: f, notes: n, out: out, start: time.Now(), histories: make([]history, len(f.mappings)),
 		stop: make(chan struct{}), stopped: make(chan struct{})}
 }
+
+// restoreTime is how long it may take to leave the terminal as it was: one that takes no
+// output, as after ^S, does not keep the program from ending.
+const restoreTime = time.Second
 
 // show draws until the function that it returns is called, which leaves the terminal as it
 // was, and may be called again.
@@ -77,11 +83,26 @@ func (v *view) show() (restore func()) {
 	unfollow := v.follow()
 	go v.keepDrawing()
 	return sync.OnceFunc(func() {
-		unfollow()
-		close(v.stop)
-		<-v.stopped
-		v.leave()
+		inTime(func() {
+			unfollow()
+			close(v.stop)
+			<-v.stopped
+			v.leave()
+		})
 	})
+}
+
+// inTime calls f and returns when that has, or when it takes too long.
+func inTime(f func()) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		f()
+	}()
+	select {
+	case <-done:
+	case <-time.After(restoreTime):
+	}
 }
 
 // keepDrawing draws every second, and when something happens, but not all the time. It ends
@@ -107,10 +128,16 @@ func (v *view) keepDrawing() {
 	}
 }
 
+// enter makes the screen ours, at once or as soon as the program is in the foreground.
 func (v *view) enter() {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if !v.drawn {
+	v.left = false
+	v.enterLocked()
+}
+
+func (v *view) enterLocked() {
+	if !v.drawn && !v.left && foreground(v.out) {
 		v.drawn = true
 		v.out.WriteString(enterScreen)
 	}
@@ -119,6 +146,7 @@ func (v *view) enter() {
 func (v *view) leave() {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	v.left = true
 	if v.drawn {
 		v.drawn = false
 		v.out.WriteString(leaveScreen)
@@ -137,7 +165,8 @@ func (v *view) draw() {
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if v.drawn {
+	v.enterLocked()
+	if v.drawn && foreground(v.out) {
 		v.out.WriteString(frame)
 	}
 }
