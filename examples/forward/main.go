@@ -8,6 +8,11 @@
 // or a hostname of its own behind a comma. A target may be a Unix socket, too, and be told
 // who the client is by the PROXY protocol.
 //
+// With -shared targets of one name have one public address, and the clients between them.
+// The client for whom a target cannot be reached is reset, as by a port where nobody
+// listens, and then the target has no more until it can be reached again: the others have
+// them, or if there is none, nobody is at the address.
+//
 // On a terminal it shows what goes on, on one screen. Otherwise, or with -plain, it prints
 // each public address on a line of its own, with " -> " and the target behind it if there
 // are several, and logs to standard error. The addresses stay when the relay is lost for
@@ -22,13 +27,14 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -62,18 +68,18 @@ type config struct {
 	wait      bool
 	dedicated int
 
-	drain time.Duration
-	plain bool
+	drain                   time.Duration
+	plain, verbose, version bool
 }
 
 func (c *config) flags() *cli.Flags {
 	f := cli.New("forward", intro)
 	f.Group("What is carried")
-	f.Var(&c.to, "to", "`target`: host:port, a port of this machine, or unix:path; behind it, with commas, port=, name=, hostname= and proxy-protocol= of its own. May be given several times, and in the environment with spaces between (default 127.0.0.1:3000)")
+	f.Var(&c.to, "to", "`target`: host:port, a port of this machine, or unix:path, without commas in it; behind it, with commas, port=, name=, hostname= and proxy-protocol= of its own. Required; may be given several times, and in the environment with spaces between")
 	f.IntVar(&c.port, "port", 0, "public `port` to ask for, unless the target says port= or hostname= (default: the relay chooses)")
 	f.StringVar(&c.name, "name", "", "`name` of the service at the relay, unless the target says name=")
 	f.StringVar(&c.hostname, "hostname", "", "`host` that clients reach the service by, through the relay's -hosts, instead of a port, unless the target says hostname= or port=")
-	f.BoolVar(&c.shared, "shared", false, "share names or hostnames, and their addresses, with others, also of this process")
+	f.BoolVar(&c.shared, "shared", false, "share names or hostnames, and their addresses, with others, also of this process; while a target cannot be reached the others have its clients")
 	f.Var(&c.proxy, "proxy-protocol", "`version` of the PROXY protocol, v1 or v2, by which targets are told the client's address before all else, unless the target says proxy-protocol=, which may also be off")
 	f.Group("The relay")
 	f.StringVar(&c.relay, "relay", "127.0.0.1:8080", "`address` of the relay")
@@ -81,11 +87,13 @@ func (c *config) flags() *cli.Flags {
 	f.BoolVar(&c.tls, "tls", false, "reach the relay over TLS")
 	f.StringVar(&c.ca, "ca", "", "`file` with the certificates that the relay's is to be verified with (default: the system's); implies -tls")
 	f.Var(&c.pins, "pin", "`pin`, sha256//..., of the key that the relay must have, whoever signed its certificate; implies -tls; several are alternatives")
-	f.StringVar(&c.token, "token", "", "`file` with the token to show the relay (default: the token in the environment's RELAY_TOKEN)")
+	f.StringVar(&c.token, "token", "", "`file` with the token to show the relay, and # comments (default: the token in the environment's RELAY_TOKEN)")
 	f.IntVar(&c.dedicated, "dedicated", -1, "a connection to the relay for each client, with `n` of them ready (default: clients share one)")
 	f.Group("Running")
 	f.DurationVar(&c.drain, "drain", 30*time.Second, "how long clients may go on after a signal to stop")
 	f.BoolVar(&c.plain, "plain", false, "lines on a terminal, too, instead of the screen")
+	f.BoolVar(&c.verbose, "verbose", false, "a line for each client that comes, leaves or is cut off, too")
+	f.BoolVar(&c.version, "version", false, "print the version and stop")
 	return f
 }
 
@@ -93,11 +101,19 @@ func main() {
 	var c config
 	f := c.flags()
 	f.ParseOrExit()
+	if c.version {
+		fmt.Println("forward", cli.Version())
+		return
+	}
 	services, err := c.services()
 	if err != nil {
 		f.Exit(err)
 	}
-	stderr := slog.NewTextHandler(os.Stderr, nil)
+	level := slog.LevelInfo
+	if c.verbose {
+		level = slog.LevelDebug
+	}
+	stderr := slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})
 	log := slog.New(stderr)
 	opts, err := c.options()
 	if err != nil {
@@ -183,19 +199,11 @@ func (c *config) options() ([]relay.RegisterOption, error) {
 }
 
 func (c *config) credentials() ([]relay.RegisterOption, error) {
-	token := os.Getenv("RELAY_TOKEN")
+	token := strings.TrimSpace(os.Getenv("RELAY_TOKEN"))
 	if c.token != "" {
-		b, err := os.ReadFile(c.token)
-		if errors.Is(err, fs.ErrNotExist) {
-			// What was given may be the token itself, which is nothing for a log.
-			return nil, errors.New("-token: there is no such file; a token itself goes into the environment's RELAY_TOKEN")
-		}
-		if err != nil {
+		var err error
+		if token, err = readToken(c.token); err != nil {
 			return nil, fmt.Errorf("-token: %w", err)
-		}
-		token = strings.TrimSpace(string(b))
-		if strings.ContainsAny(token, "\r\n") {
-			return nil, fmt.Errorf("-token: more than one line in %s", c.token)
 		}
 	}
 	opts := []relay.RegisterOption{relay.WithToken(token)}
@@ -207,16 +215,39 @@ func (c *config) credentials() ([]relay.RegisterOption, error) {
 	}
 	config := new(tls.Config)
 	if c.ca != "" {
-		pem, err := os.ReadFile(c.ca)
+		pool, err := cli.CAs(c.ca)
 		if err != nil {
-			return nil, fmt.Errorf("-ca: %w", err)
+			return nil, err
 		}
-		config.RootCAs = x509.NewCertPool()
-		if !config.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("-ca: no certificate in %s", c.ca)
-		}
+		config.RootCAs = pool
 	}
 	return append(opts, relay.WithTLSConfig(config)), nil
+}
+
+// readToken reads a file with one token, and # comments. What is given as its name may be
+// the token itself, which is nothing for a log: only a file that is there is called by it.
+func readToken(file string) (token string, err error) {
+	b, err := os.ReadFile(file)
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return "", err
+	case err != nil:
+		return "", errors.New("there is no such file, or none that can be read; a token itself goes into the environment's RELAY_TOKEN")
+	}
+	for line := range strings.Lines(string(b)) {
+		line = strings.TrimSpace(line)
+		switch {
+		case line == "" || strings.HasPrefix(line, "#"):
+		case token != "":
+			return "", fmt.Errorf("more than one token in %s", file)
+		default:
+			token = line
+		}
+	}
+	if token == "" {
+		return "", fmt.Errorf("no token in %s", file)
+	}
+	return token, nil
 }
 
 // services are the targets with what they ask the relay for: their own, or else the
@@ -227,13 +258,22 @@ func (c *config) services() (targets, error) {
 		return nil, fmt.Errorf("-drain %v is negative", c.drain)
 	case c.port < 0 || c.port > 65535:
 		return nil, fmt.Errorf("-port %d is not a port", c.port)
+	case c.dedicated < -1:
+		return nil, fmt.Errorf("-dedicated %d is negative", c.dedicated)
 	case len(c.pins) > 0 && c.ca != "":
 		return nil, errors.New("-pin and -ca exclude each other: with a pin no other certificate counts")
+	case len(c.to) == 0:
+		return nil, errors.New("-to is missing: where clients are to be carried, such as localhost:3000")
 	}
-	all := append(targets(nil), c.to...)
-	if len(all) == 0 {
-		all = targets{{text: "127.0.0.1:3000", network: "tcp", address: "127.0.0.1:3000"}}
+	if _, port, err := net.SplitHostPort(c.relay); err != nil || port == "" {
+		return nil, fmt.Errorf("-relay %q is not host:port", c.relay)
 	}
+	if len(c.pins) > 0 {
+		if err := check(relay.WithPin(c.pins...)); err != nil {
+			return nil, fmt.Errorf("-pin: %w", err)
+		}
+	}
+	all := slices.Clone(c.to)
 	for i := range all {
 		t := &all[i]
 		if t.port == 0 && t.hostname == "" {
@@ -247,6 +287,9 @@ func (c *config) services() (targets, error) {
 		if c.shared && t.name == "" && t.hostname == "" {
 			return nil, fmt.Errorf("%s: -shared needs a name or a hostname to share", t.text)
 		}
+		if err := check(t.options()...); err != nil {
+			return nil, fmt.Errorf("%s: %w", t.text, err)
+		}
 		for _, other := range all[:i] {
 			if err := t.clashes(&other, c.shared); err != nil {
 				return nil, err
@@ -257,4 +300,14 @@ func (c *config) services() (targets, error) {
 		all.agree()
 	}
 	return all, nil
+}
+
+// check reports what is wrong with options, by a registration that gets no further.
+func check(opts ...relay.RegisterOption) error {
+	nowhere := relay.WithDialer(func(context.Context, string, string) (net.Conn, error) { return nil, errors.ErrUnsupported })
+	_, err := relay.Register(context.Background(), "", append(opts, nowhere)...)
+	if errors.Is(err, errors.ErrUnsupported) {
+		return nil
+	}
+	return err
 }

@@ -15,6 +15,8 @@ import (
 	"math/big"
 	"net"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -112,7 +114,7 @@ type running struct {
 func start(t *testing.T, args ...string) *running {
 	t.Helper()
 	var c config
-	if err := c.flags().Parse(args); err != nil {
+	if err := c.flags().Parse(args, nothing); err != nil {
 		t.Fatal(err)
 	}
 	services, err := c.services()
@@ -603,16 +605,90 @@ func TestPin(t *testing.T) {
 	r := start(t, "-relay", at, "-to", ln.Addr().String(), "-pin", other, "-pin", relay.Pin(cert))
 	wantExchange(t, dial(t, r.addrs(t, 1)[""]), "hello")
 	for _, args := range [][]string{{"-pin", other}, {"-tls"}} {
-		r := start(t, append(args, "-relay", at)...)
+		r := start(t, append(args, "-relay", at, "-to", "1")...)
 		r.ended(t)
 		wantCode(t, r.failed, relay.CodeTLS)
 	}
 }
 
-// A token that was given as the name of a file is not repeated.
+// What was given as the name of a file may be the token, which is not repeated.
 func TestTokenNotTold(t *testing.T) {
-	c := config{token: "S3CRET"}
-	if _, err := c.options(); err == nil || strings.Contains(err.Error(), "S3CRET") {
-		t.Errorf("%v", err)
+	for _, token := range []string{"S3CRET", strings.Repeat("S3CRET", 50), "S3CRET\x00"} {
+		c := config{token: token}
+		if _, err := c.options(); err == nil || strings.Contains(err.Error(), "S3CRET") || !strings.Contains(err.Error(), "RELAY_TOKEN") {
+			t.Errorf("%v", err)
+		}
 	}
+}
+
+// A file has one token, and comments.
+func TestReadToken(t *testing.T) {
+	for text, want := range map[string]string{
+		"one\n":                           "one",
+		" one ":                           "one",
+		"# of the app\r\n\r\none\r\n # x": "one",
+		"":                                "no token",
+		"# one\n":                         "no token",
+		"one\ntwo\n":                      "more than one token",
+	} {
+		file := filepath.Join(t.TempDir(), "token")
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		got, err := readToken(file)
+		if err == nil && got != want || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %q, %v", text, got, err)
+		}
+	}
+}
+
+// Blanks around a token in the environment are none of it.
+func TestTokenOfEnvironment(t *testing.T) {
+	t.Setenv("RELAY_TOKEN", " S3CRET\n")
+	at, _ := startRelay(t, "127.0.0.1:0", relay.WithTokens("S3CRET"))
+	start(t, "-relay", at, "-to", "1").addrs(t, 1)
+}
+
+// With -verbose the log has clients, too.
+func TestProgram(t *testing.T) {
+	at, _ := startRelay(t, "127.0.0.1:0")
+	ln := listen(t)
+	go serve(ln, "")
+	run := func(env []string, args ...string) (*exec.Cmd, *transcript) {
+		var said transcript
+		cmd := exec.CommandContext(t.Context(), os.Args[0], args...)
+		cmd.Env = append(append(os.Environ(), asProgram+"=1"), env...)
+		cmd.Stdout, cmd.Stderr = &said, &said
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		return cmd, &said
+	}
+	for _, args := range [][]string{{}, {"-to", "1", "-pin", "nonsense"}} {
+		cmd, said := run(nil, args...)
+		cmd.Wait()
+		if status := cmd.ProcessState.ExitCode(); status != 2 || !strings.HasPrefix(said.String(), "forward: -") {
+			t.Errorf("%q: status %d, %s", args, status, said)
+		}
+	}
+	cmd, said := run(nil, "-version")
+	if err := cmd.Wait(); err != nil || !strings.HasPrefix(said.String(), "forward ") || len(said.lines()) != 1 {
+		t.Errorf("%v, %s", err, said)
+	}
+	cmd, said = run([]string{"FORWARD_VERBOSE=true", "FORWARD_PORT=tcp://10.0.0.1:80"}, "-relay", at, "-to", ln.Addr().String())
+	defer cmd.Wait()
+	defer cmd.Process.Kill()
+	addr := ""
+	eventually(t, "an address", func() bool {
+		for _, line := range said.lines() {
+			if _, _, err := net.SplitHostPort(line); err == nil {
+				addr = line
+			}
+		}
+		return addr != ""
+	})
+	c := dial(t, addr)
+	eventually(t, "its client in the log", func() bool {
+		return strings.Contains(said.String(), "client="+c.LocalAddr().String())
+	})
 }

@@ -32,17 +32,24 @@ func (t *targets) String() string {
 	return strings.Join(texts, " ")
 }
 
-// Set appends those of a value, which has spaces between them.
+// Set appends one.
 func (t *targets) Set(s string) error {
+	one, err := parseTarget(s)
+	if err == nil {
+		*t = append(*t, one)
+	}
+	return err
+}
+
+// SetAll appends those that the environment has, with spaces between.
+func (t *targets) SetAll(s string) error {
 	if strings.TrimSpace(s) == "" {
 		return errors.New("empty")
 	}
-	for s := range strings.FieldsSeq(s) {
-		one, err := parseTarget(s)
-		if err != nil {
+	for one := range strings.FieldsSeq(s) {
+		if err := t.Set(one); err != nil {
 			return err
 		}
-		*t = append(*t, one)
 	}
 	return nil
 }

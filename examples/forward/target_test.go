@@ -7,11 +7,14 @@ import (
 
 func parsed(args ...string) (targets, error) {
 	var c config
-	if err := c.flags().Parse(args); err != nil {
+	if err := c.flags().Parse(args, nothing); err != nil {
 		return nil, err
 	}
 	return c.services()
 }
+
+// nothing is an environment.
+func nothing(string) (string, bool) { return "", false }
 
 func TestTargets(t *testing.T) {
 	tcp := func(addr string) target { return target{text: addr, network: "tcp", address: addr} }
@@ -19,7 +22,6 @@ func TestTargets(t *testing.T) {
 		args string
 		want targets
 	}{
-		{"", targets{tcp("127.0.0.1:3000")}},
 		{"-to 3000", targets{tcp("localhost:3000")}},
 		{"-to :3000", targets{tcp(":3000")}},
 		{"-to [2001:db8::1]:22", targets{tcp("[2001:db8::1]:22")}},
@@ -50,9 +52,27 @@ func TestTargets(t *testing.T) {
 			}
 		}
 	}
-	// As the environment gives them.
-	if got, err := parsed("-to", " a:1,port=1  unix:/x\n"); err != nil || len(got) != 2 || got[0].port != 1 || got[1].address != "/x" {
-		t.Errorf("with spaces between: %+v, %v", got, err)
+	// A path may have spaces in it, on the command line.
+	if got, err := parsed("-to", "unix:/my socket,port=1"); err != nil || len(got) != 1 || got[0].address != "/my socket" || got[0].port != 1 {
+		t.Errorf("with a space in it: %+v, %v", got, err)
+	}
+}
+
+func TestTargetsOfEnvironment(t *testing.T) {
+	for value, want := range map[string]string{
+		" a:1,port=1  unix:/x\n": "a:1 unix:/x",
+		"":                       "-to is missing",
+		" ":                      "FORWARD_TO: empty",
+		"a:1 b":                  "FORWARD_TO",
+	} {
+		var c config
+		err := c.flags().Parse(nil, func(name string) (string, bool) { return value, name == "FORWARD_TO" })
+		if err == nil {
+			_, err = c.services()
+		}
+		if err == nil && c.to.String() != want || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %s, %v, want %q", value, c.to.String(), err, want)
+		}
 	}
 }
 
@@ -82,7 +102,14 @@ func TestTargetsRefused(t *testing.T) {
 		{"-to a:1,port=1,hostname=h", "exclude"},
 		{"-to a:1,proxy-protocol=v3", "v3"},
 		{"-proxy-protocol 1", "-proxy-protocol"},
-		{"-port 1 -hostname h", "exclude"},
+		{"", "-to is missing"},
+		{"-to a:1 -port 1 -hostname h", "exclude"},
+		{"-to a:1 -pin nonsense", "-pin: "},
+		{"-to a:1 -relay host", "-relay"},
+		{"-to a:1 -relay host:", "-relay"},
+		{"-to a:1 -name " + strings.Repeat("x", 256), "a:1: relay: WithName"},
+		{"-to a:1,hostname=-", "a:1: relay: WithHostname"},
+		{"-to a:1 -dedicated -7", "-dedicated -7"},
 		{"-port 65536", "-port"},
 		{"-port -1", "-port"},
 		{"-drain -1s", "-drain"},
@@ -100,8 +127,5 @@ func TestTargetsRefused(t *testing.T) {
 		if got, err := parsed(strings.Fields(tt.args)...); err == nil || !strings.Contains(err.Error(), tt.says) {
 			t.Errorf("%s: %+v, %v, want %q", tt.args, got, err, tt.says)
 		}
-	}
-	if _, err := parsed("-to", " "); err == nil {
-		t.Error("no target at all is one")
 	}
 }

@@ -247,7 +247,7 @@ func TestView(t *testing.T) {
 // The view says that the relay was lost, and that it is back.
 func TestViewReconnects(t *testing.T) {
 	at, closeFirst := startRelay(t, "127.0.0.1:0")
-	_, _, s, _ := onTerminal(t, nil, "-relay", at)
+	_, _, s, _ := onTerminal(t, nil, "-relay", at, "-to", "1")
 	s.eventually(t, "  connected ")
 	closeFirst()
 	s.eventually(t, "  reconnecting ", "unreachable")
@@ -379,7 +379,7 @@ func TestNoViewInBackground(t *testing.T) {
 
 // Behind the view, what ended the program is on the terminal that was there before.
 func TestViewFails(t *testing.T) {
-	_, _, s, exited := onTerminal(t, nil, "-relay", nobody(t))
+	_, _, s, exited := onTerminal(t, nil, "-relay", nobody(t), "-to", "1")
 	if exit, ok := errors.AsType[*exec.ExitError](waitFor(t, exited)); !ok || exit.ExitCode() != 1 {
 		t.Errorf("it ended with %v", exit)
 	}
@@ -393,7 +393,7 @@ func TestViewFails(t *testing.T) {
 func TestNoView(t *testing.T) {
 	at, _ := startRelay(t, "127.0.0.1:0")
 	for _, args := range [][]string{{"TERM=dumb"}, {"TERM=xterm", "-plain"}} {
-		_, keyboard, s, exited := onTerminal(t, args[:1], append(args[1:], "-relay", at)...)
+		_, keyboard, s, exited := onTerminal(t, args[:1], append(args[1:], "-relay", at, "-to", "1")...)
 		eventually(t, "the address alone on a line", func() bool {
 			for line := range strings.Lines(s.text()) {
 				_, port, err := net.SplitHostPort(strings.TrimSpace(line))

@@ -19,7 +19,6 @@ import (
 	"net"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"syscall"
 	"time"
 
@@ -91,23 +90,7 @@ func main() {
 	}
 }
 
-// version returns that of the module that the program was built from.
-func version() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return "unknown"
-	}
-	if info.Main.Path != modulePath {
-		for _, dep := range info.Deps {
-			if dep.Path == modulePath {
-				return dep.Version
-			}
-		}
-	}
-	return info.Main.Version
-}
-
-const modulePath = "github.com/tcprelay/relay"
+func version() string { return cli.Version() }
 
 func run(log *slog.Logger, c *config) error {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

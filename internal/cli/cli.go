@@ -9,19 +9,19 @@ import (
 	"io"
 	"os"
 	"strings"
+	"time"
 )
 
 // Flags are those of a program. Each can be given in the environment too, by the name of
 // the program and the flag: -tls-self of relayd is RELAYD_TLS_SELF. The command line goes
-// first.
+// first, and an empty variable is none.
 type Flags struct {
-	*flag.FlagSet
+	set    *flag.FlagSet
 	intro  string
 	groups []group
 }
 
-// A group is the flags under one heading, in the order of their definition as far as
-// package flag tells, which is that of their names.
+// A group is the flags under one heading, in the order of their definition.
 type group struct {
 	title string
 	names []string
@@ -29,88 +29,136 @@ type group struct {
 
 // New returns the flags of a program, which has none yet. Intro is how its help begins.
 func New(program, intro string) *Flags {
-	f := &Flags{FlagSet: flag.NewFlagSet(program, flag.ContinueOnError), intro: intro}
-	f.SetOutput(io.Discard) // Run says it
-	f.FlagSet.Usage = func() {}
+	f := &Flags{set: flag.NewFlagSet(program, flag.ContinueOnError), intro: intro}
+	f.set.SetOutput(io.Discard) // Tell says it
+	f.set.Usage = func() {}
 	return f
 }
 
 // Group begins a heading of the help, for the flags that are defined from here on.
-func (f *Flags) Group(title string) {
-	f.close()
-	f.groups = append(f.groups, group{title: title})
+func (f *Flags) Group(title string) { f.groups = append(f.groups, group{title: title}) }
+
+// Var defines a flag, as that of package flag does, and so do those below.
+func (f *Flags) Var(v flag.Value, name, usage string) {
+	f.set.Var(v, name, usage)
+	f.enter(name)
 }
 
-// close gives the last group the flags that no other has.
-func (f *Flags) close() {
-	if len(f.groups) == 0 {
-		return
-	}
-	known := make(map[string]bool)
-	for _, g := range f.groups {
-		for _, name := range g.names {
-			known[name] = true
-		}
-	}
+func (f *Flags) StringVar(p *string, name, value, usage string) {
+	f.set.StringVar(p, name, value, usage)
+	f.enter(name)
+}
+
+func (f *Flags) BoolVar(p *bool, name string, value bool, usage string) {
+	f.set.BoolVar(p, name, value, usage)
+	f.enter(name)
+}
+
+func (f *Flags) IntVar(p *int, name string, value int, usage string) {
+	f.set.IntVar(p, name, value, usage)
+	f.enter(name)
+}
+
+func (f *Flags) Uint64Var(p *uint64, name string, value uint64, usage string) {
+	f.set.Uint64Var(p, name, value, usage)
+	f.enter(name)
+}
+
+func (f *Flags) Float64Var(p *float64, name string, value float64, usage string) {
+	f.set.Float64Var(p, name, value, usage)
+	f.enter(name)
+}
+
+func (f *Flags) DurationVar(p *time.Duration, name string, value time.Duration, usage string) {
+	f.set.DurationVar(p, name, value, usage)
+	f.enter(name)
+}
+
+func (f *Flags) enter(name string) {
 	last := &f.groups[len(f.groups)-1]
-	f.VisitAll(func(fl *flag.Flag) {
-		if !known[fl.Name] {
-			last.names = append(last.names, fl.Name)
-		}
-	})
+	last.names = append(last.names, name)
 }
 
 // ParseOrExit parses the command line and the environment. Asked for help it prints that
 // and exits; for what it does not understand the exit status is 2.
 func (f *Flags) ParseOrExit() {
-	err := f.parse(os.Args[1:], os.LookupEnv)
-	if err == nil {
-		return
+	if err := f.Parse(os.Args[1:], os.LookupEnv); err != nil {
+		f.Exit(err)
 	}
-	if errors.Is(err, flag.ErrHelp) {
-		f.Help(os.Stdout)
-		os.Exit(0)
-	}
-	f.Exit(err)
 }
 
 // Exit ends a program that was not called as it should be.
-func (f *Flags) Exit(err error) {
-	fmt.Fprintf(os.Stderr, "%s: %v\n\"%[1]s -h\" lists the flags.\n", f.Name(), err)
-	os.Exit(2)
+func (f *Flags) Exit(err error) { os.Exit(f.Tell(err, os.Stdout, os.Stderr)) }
+
+// Tell says what Parse has found, or what is wrong with the flags it has parsed, and
+// returns the exit status: the help on stdout is what was asked for, and all else an error.
+func (f *Flags) Tell(err error, stdout, stderr io.Writer) (status int) {
+	if errors.Is(err, flag.ErrHelp) {
+		f.Help(stdout)
+		return 0
+	}
+	fmt.Fprintf(stderr, "%s: %v\n\"%[1]s -h\" lists the flags.\n", f.set.Name(), err)
+	return 2
 }
 
-func (f *Flags) parse(args []string, lookup func(string) (string, bool)) error {
-	if err := f.Parse(args); err != nil {
+// Parse parses a command line and what lookup finds in the environment.
+func (f *Flags) Parse(args []string, lookup func(string) (string, bool)) error {
+	if err := f.set.Parse(args); err != nil {
 		return err
 	}
-	if f.NArg() > 0 {
-		return fmt.Errorf("unexpected argument %q", f.Arg(0))
+	if f.set.NArg() > 0 {
+		return fmt.Errorf("unexpected argument %q", f.set.Arg(0))
 	}
-	given := make(map[string]bool)
-	f.Visit(func(fl *flag.Flag) { given[fl.Name] = true })
 	var err error
-	f.VisitAll(func(fl *flag.Flag) {
-		value, ok := lookup(f.variable(fl.Name))
-		if !ok || given[fl.Name] || err != nil {
+	f.set.VisitAll(func(fl *flag.Flag) {
+		if err != nil || f.Given(fl.Name) {
 			return
 		}
-		values := []string{value}
-		if _, list := fl.Value.(*List); list {
-			values = strings.Split(value, ",")
+		variable := f.variable(fl.Name)
+		value, ok := lookup(variable)
+		if !ok || value == "" || injected(variable, value) {
+			return
 		}
-		for _, v := range values {
-			if e := f.Set(fl.Name, v); e != nil && err == nil {
-				err = fmt.Errorf("invalid value %q in the environment's %s: %w", v, f.variable(fl.Name), e)
-			}
+		if e := f.Set(fl.Name, value); e != nil {
+			err = fmt.Errorf("invalid value %q in the environment's %s: %w", value, variable, e)
 		}
 	})
 	return err
 }
 
+// Set sets a flag to what the environment has for it.
+func (f *Flags) Set(name, value string) error {
+	if fl := f.set.Lookup(name); fl != nil {
+		if several, ok := fl.Value.(severals); ok {
+			return several.SetAll(value)
+		}
+	}
+	return f.set.Set(name, value)
+}
+
+// injected reports whether a variable is not meant for the program: in a container of
+// Kubernetes a Service that is called as the program is has its address in, say,
+// FORWARD_PORT, as tcp://10.0.0.1:80.
+func injected(variable, value string) bool {
+	return strings.HasSuffix(variable, "_PORT") && strings.Contains(value, "://")
+}
+
+// Given reports whether a flag was given, on the command line or in the environment.
+func (f *Flags) Given(name string) (given bool) {
+	f.set.Visit(func(fl *flag.Flag) { given = given || fl.Name == name })
+	return given
+}
+
 // variable returns the environment's name for a flag.
 func (f *Flags) variable(name string) string {
-	return strings.ToUpper(strings.ReplaceAll(f.FlagSet.Name()+"_"+name, "-", "_"))
+	return strings.ToUpper(strings.ReplaceAll(f.set.Name()+"_"+name, "-", "_"))
+}
+
+// Severals is a flag.Value that may be given several times, and takes all of them at once
+// from the environment.
+type severals interface {
+	flag.Value
+	SetAll(string) error
 }
 
 // A List is the value of a flag that may be given several times, and in the environment
@@ -128,6 +176,16 @@ func (l *List) Set(s string) error {
 	return nil
 }
 
+// SetAll appends those of s.
+func (l *List) SetAll(s string) error {
+	for one := range strings.SplitSeq(s, ",") {
+		if err := l.Set(one); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // What a line of the help has room for, and where its text begins.
 const (
 	width  = 80
@@ -136,16 +194,22 @@ const (
 
 // Help prints the help.
 func (f *Flags) Help(w io.Writer) {
-	f.close()
 	fmt.Fprintf(w, "%s\n", strings.TrimSpace(f.intro))
+	lists := false
 	for _, g := range f.groups {
 		fmt.Fprintf(w, "\n%s:\n", g.title)
 		for _, name := range g.names {
-			f.describe(w, f.Lookup(name))
+			fl := f.set.Lookup(name)
+			_, list := fl.Value.(*List)
+			lists = lists || list
+			f.describe(w, fl)
 		}
 	}
-	fmt.Fprintf(w, "\nThe environment can give each flag too, -%s as %s.\n",
-		f.groups[0].names[0], f.variable(f.groups[0].names[0]))
+	first := f.groups[0].names[0]
+	fmt.Fprintf(w, "\nThe environment can give each flag too, -%s as %s.\n", first, f.variable(first))
+	if lists {
+		fmt.Fprintln(w, "There, a flag that may be given several times has commas between its values.")
+	}
 }
 
 // describe prints the help of one flag.

@@ -605,7 +605,9 @@ func programCredentials(t *testing.T, relayd, forward string) {
 	}
 	wantEcho("-ca", cert, "-token", token("our secret"), "-name", "web")
 	wantRefusal("unauthorized", "-ca", cert, "-token", token("no secret"), "-name", "other")
-	wantRefusal("unauthorized", "-ca", cert, "-token", token("# ours"), "-name", "other")
+	wantRefusal("no token", "-ca", cert, "-token", token("# ours"), "-name", "other")
+	t.Setenv("RELAY_TOKEN", "# ours") // a comment of relayd's file, too, is no token
+	wantRefusal("unauthorized", "-ca", cert, "-name", "other")
 	wantRefusal("name_taken", "-ca", cert, "-token", token("their secret"), "-name", "web")
 	wantEcho("-ca", cert, "-token", token("their secret"), "-name", "other")
 
