@@ -80,7 +80,7 @@ func main() {
 		f.Exit(fmt.Errorf("-drain %v is negative", c.drain))
 	}
 	if c.version {
-		fmt.Println("relayd", version())
+		fmt.Println("relayd", cli.Version())
 		return
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
@@ -89,8 +89,6 @@ func main() {
 		os.Exit(1)
 	}
 }
-
-func version() string { return cli.Version() }
 
 func run(log *slog.Logger, c *config) error {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

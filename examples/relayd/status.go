@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"github.com/tcprelay/relay"
+	"github.com/tcprelay/relay/internal/cli"
 )
 
 // A status serves what a relay does: to people, to programs and to Prometheus.
@@ -321,7 +322,7 @@ func (s *status) json(w http.ResponseWriter, r *http.Request) {
 // report completes what was said of services.
 func (s *status) report(now time.Time, services []service, total moved, plots bool) *report {
 	r := &report{
-		Version:  version(),
+		Version:  cli.Version(),
 		Since:    s.chronicle.since,
 		Now:      now,
 		Draining: s.draining.Load(),

@@ -14,7 +14,7 @@ import (
 
 // Flags are those of a program. Each can be given in the environment too, by the name of
 // the program and the flag: -tls-self of relayd is RELAYD_TLS_SELF. The command line goes
-// first, and an empty variable is none.
+// first, and an empty variable is none. Only -version is the command line's alone.
 type Flags struct {
 	set    *flag.FlagSet
 	intro  string
@@ -111,7 +111,7 @@ func (f *Flags) Parse(args []string, lookup func(string) (string, bool)) error {
 	}
 	var err error
 	f.set.VisitAll(func(fl *flag.Flag) {
-		if err != nil || f.Given(fl.Name) {
+		if err != nil || f.Given(fl.Name) || fl.Name == "version" { // which is no setting, and the images of containers have such a variable
 			return
 		}
 		variable := f.variable(fl.Name)

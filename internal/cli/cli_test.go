@@ -181,3 +181,18 @@ There, a flag that may be given several times has commas between its values.
 		t.Errorf("%s", b.String())
 	}
 }
+
+// The version is asked for on the command line alone: the images of containers have a
+// variable of that name.
+func TestVersionVariable(t *testing.T) {
+	lookup := func(string) (string, bool) { return "1.2.3", true }
+	for _, args := range [][]string{nil, {"-version"}} {
+		f := New("relayd", "")
+		f.Group("What it does")
+		version := false
+		f.BoolVar(&version, "version", false, "print the version")
+		if err := f.Parse(args, lookup); err != nil || version != (len(args) > 0) {
+			t.Errorf("%q: %v, %v", args, version, err)
+		}
+	}
+}
