@@ -121,6 +121,7 @@ func (m *mapping) register(ctx context.Context) (ln *relay.Listener, turn int, e
 		return nil, turn, err
 	}
 	m.mu.Lock()
+	m.forgetLocked()
 	m.listeners = append(m.listeners, ln)
 	m.mu.Unlock()
 	return ln, turn, nil
@@ -322,8 +323,8 @@ func (m *mapping) row() row {
 	return r
 }
 
-// statsLocked returns the figures of all listeners that there were.
-func (m *mapping) statsLocked() relay.Stats {
+// forgetLocked keeps no more than the figures of listeners that have ended.
+func (m *mapping) forgetLocked() {
 	m.listeners = slices.DeleteFunc(m.listeners, func(ln *relay.Listener) bool {
 		over := closed(ln.Done())
 		if over { // and its figures are the last
@@ -331,6 +332,11 @@ func (m *mapping) statsLocked() relay.Stats {
 		}
 		return over
 	})
+}
+
+// statsLocked returns the figures of all listeners that there were.
+func (m *mapping) statsLocked() relay.Stats {
+	m.forgetLocked()
 	all := m.past
 	for _, ln := range m.listeners {
 		all = sum(all, ln.Stats())
