@@ -71,7 +71,10 @@ func isUndecided(err error) bool {
 	return errors.Is(err, ErrUndecided) || errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, context.DeadlineExceeded)
 }
 
-var errToken = errors.New("no valid token")
+var (
+	errNoToken = errors.New("no token")
+	errToken   = errors.New("a token that nobody has")
+)
 
 // tokens is the authorizer of WithTokens: a group of tokens for each owner.
 type tokens []owner
@@ -111,7 +114,11 @@ func (t tokens) authorize(_ context.Context, r Registration) (Grant, error) {
 			found = subtle.ConstantTimeSelect(subtle.ConstantTimeCompare(sum[:], token[:]), i+1, found)
 		}
 	}
-	if found == 0 {
+	switch {
+	case found > 0:
+	case r.Token == "":
+		return Grant{}, errNoToken
+	default:
 		return Grant{}, errToken
 	}
 	return Grant{Identity: t[found-1].identity}, nil

@@ -546,3 +546,27 @@ func TestGrantWithoutLease(t *testing.T) {
 		return grants[r.Token], nil
 	}))
 }
+
+// Who shows no token is told that there has to be one, and not what it is to be.
+func TestNoToken(t *testing.T) {
+	_, addr := startRelay(t, relay.WithTokens(tokenA))
+	for token, want := range map[string]string{"": "not authorized without a token", "a guess": "not authorized"} {
+		_, err := signUp(t.Context(), addr, relay.WithToken(token))
+		expectRegisterError(t, err, addr, relay.CodeUnauthorized)
+		if got := err.(*relay.RegisterError).Message; got != want {
+			t.Errorf("with the token %q: %q", token, got)
+		}
+	}
+}
+
+// A public listener has to say where it is.
+func TestListenWithoutPort(t *testing.T) {
+	ln := listenInMemory() // whose address is no host and port
+	srv, addr, log := startLogged(t, relay.WithListen(func(context.Context, string, string) (net.Listener, error) { return ln, nil }))
+	_, err := signUp(t.Context(), addr)
+	expectRegisterError(t, err, addr, relay.CodePortUnavailable)
+	if e := log.wait(t, "registration failed", 1)[0]; !strings.Contains(fmt.Sprint(e.attrs["err"]), "WithListen") {
+		t.Errorf("logged %+v", e)
+	}
+	eventually(t, "no service", func() bool { return len(srv.Services()) == 0 })
+}

@@ -312,6 +312,8 @@ func (l *Listener) register(ctx context.Context, conn net.Conn, hello wire.Hello
 		k.drop()
 		code := CodeNotRelay
 		switch {
+		case errors.Is(err, mux.ErrTLS) && l.cfg.tls == nil:
+			code, err = CodeTLS, fmt.Errorf("it takes apps over TLS only, see WithTLSConfig and WithPin: %w", err)
 		case isAlert(err) || errors.Is(err, mux.ErrTLS):
 			code = CodeTLS
 		case k.control == nil && errors.Is(err, wire.ErrTooLong):

@@ -114,11 +114,11 @@ func (m *member) allowed(ctx context.Context) error {
 // session has just been lost. That of a newer session stays, about which was asked for
 // itself.
 func (m *member) revoke(why *refusal) {
-	m.srv.refused.Add(why.told.Code, "registration revoked", "remote", m.remote, "err", cleanErr(why))
+	m.srv.refused.Add(kindRevoked, "registration revoked", "remote", m.remote, "err", cleanErr(why))
 	m.srv.mu.Lock()
 	if l := m.lease; l.m == m || l.m == nil {
 		m.srv.endLeaseLocked(l)
 	}
 	m.srv.unlockAndTell(why)
-	m.endWith(why.told)
+	m.endWith(wire.Error{Code: why.told.Code, Message: "not authorized any more"})
 }

@@ -82,7 +82,7 @@ func TestReauthorize(t *testing.T) {
 		s.expectRevoked(old, c)
 		s.mustServe(clients...)
 		s.mustServe(s.client(others[0]), s.client(others[1]))
-		s.expectRefusals(map[string]int64{"unauthorized": 1})
+		s.expectRefusals(map[string]int64{"revoked": 1})
 		if ev := s.await(relay.EventEnded); ev.Service != "web" || ev.Err == nil {
 			t.Errorf("event %+v", ev)
 		}

@@ -31,6 +31,7 @@ const (
 	kindHandshake    = "handshake"
 	kindTLS          = "tls"
 	kindBroken       = "broken"
+	kindRevoked      = "revoked"
 )
 
 // handleRegistration runs a connection to a registration listener, from the
@@ -338,7 +339,11 @@ func (m *member) ask(ctx context.Context) (grant Grant, err error) {
 	case isUndecided(err):
 		return grant, refuse(wire.CodeUnavailable, "it cannot be told now who may register", err)
 	case err != nil:
-		return grant, refuse(wire.CodeUnauthorized, "not authorized", err)
+		message := "not authorized"
+		if errors.Is(err, errNoToken) {
+			message = "not authorized without a token"
+		}
+		return grant, refuse(wire.CodeUnauthorized, message, err)
 	}
 	return grant, nil
 }
@@ -455,7 +460,11 @@ func (s *Server) findPlace(m *member) (svc *service, mine bool, err error) {
 		}
 		svc.endLocked()
 	default:
-		return nil, false, refuse(wire.CodeNameTaken, "another service has this name", fmt.Errorf("name %q is taken", cmp.Or(h.Name, h.Hostname)))
+		what := "name"
+		if svc == s.hosts.services[h.Hostname] {
+			what = "hostname"
+		}
+		return nil, false, refuse(wire.CodeNameTaken, "another service has this "+what, fmt.Errorf("%s %q is taken", what, cmp.Or(h.Name, h.Hostname)))
 	}
 	if limit := s.cfg.limits.Services; limit > 0 && s.owners.Total() >= limit {
 		return nil, false, refuse(wire.CodeServerFull, "no more services", fmt.Errorf("%d services", limit))
@@ -529,6 +538,13 @@ func (s *Server) open(ctx context.Context, registration net.Listener, svc *servi
 		svc.endLocked()
 		close(svc.opened)
 		return err
+	}
+	if svc.host == "" && portOf(ln.Addr()) == 0 {
+		ln.Close()
+		svc.endLocked()
+		close(svc.opened)
+		return refuse(wire.CodePortUnavailable, "the relay cannot listen on its public host",
+			fmt.Errorf("WithListen: a listener whose address is %.100q, which is no host and port", ln.Addr()))
 	}
 	addr := ln.Addr().String()
 	if svc.host == "" {

@@ -431,7 +431,7 @@ func (s *Server) Disconnect(name string) error {
 // Refusals counts, since the server began, the registrations and clients that were
 // refused or cut off, by why: the codes of registration errors, and the names in
 // Limits. There are also, of registrations, "tls" (a handshake that failed), "broken"
-// (not the protocol, or hung up before the reply), and of dedicated connections "secret"
+// (not the protocol, or hung up before the reply), "revoked" (by Reauthorize), and of dedicated connections "secret"
 // (nobody had asked for it) and "files" (no files left for it); of clients "no_app" (no app
 // took it), and of those who come by a host "unknown_host" and "greeting" (none that names
 // a host, in time or at all); and "accept" (Accept of a listener failed, and was tried

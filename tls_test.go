@@ -231,6 +231,9 @@ func TestTLSOneSide(t *testing.T) {
 			if !saysTLS(err.(*relay.RegisterError).Err.Error()) {
 				t.Errorf("the app is told %v", err)
 			}
+			if len(tt.app) == 0 && !strings.Contains(err.Error(), "WithPin") {
+				t.Errorf("the app is not told what to do: %v", err)
+			}
 			expectRefusalLogged(t, srv, log)
 			e := log.wait(t, "registration failed", 1)[0]
 			if e.attrs["kind"] != "tls" || !saysTLS(fmt.Sprint(e.attrs["err"])) {

@@ -15,6 +15,8 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/tcprelay/relay"
 )
@@ -32,6 +34,7 @@ type credentials struct {
 
 type loaded struct {
 	tls       *tls.Config // nil: plain TCP
+	tokens    int         // that there are
 	authorize func(context.Context, relay.Registration) (relay.Grant, error)
 }
 
@@ -41,7 +44,14 @@ func (cr *credentials) load() error {
 	if l.tls, err = cr.config.tls(cr.now.Load() == nil); err != nil {
 		return err
 	}
-	if l.authorize, err = cr.config.authorizer(); err != nil {
+	owners, err := cr.config.owners()
+	if err != nil {
+		return err
+	}
+	for _, tokens := range owners {
+		l.tokens += len(tokens)
+	}
+	if l.authorize, err = relay.TokenAuthorizer(owners); err != nil {
 		return err
 	}
 	cr.now.Store(l)
@@ -99,6 +109,12 @@ func (cr *credentials) pin() string {
 	return ""
 }
 
+// log tells what is asked of services.
+func (cr *credentials) log(log *slog.Logger, msg string) {
+	l := cr.now.Load()
+	log.Info(msg, "tls", l.tls != nil, "client_certificates", l.tls != nil && l.tls.ClientCAs != nil, "tokens", l.tokens)
+}
+
 func (cr *credentials) reload(log *slog.Logger, srv *relay.Server) {
 	if err := cr.load(); err != nil {
 		log.Error("not reloaded: what was there before still holds", "err", err)
@@ -110,16 +126,13 @@ func (cr *credentials) reload(log *slog.Logger, srv *relay.Server) {
 		log.Error("reloaded, but not all services were asked about", "err", err)
 		return
 	}
-	log.Info("reloaded")
+	cr.log(log, "reloaded")
 }
 
-// authorizer lets those register who show a token of the files, each of which is an owner.
-// It is nil if there are none.
-func (c *config) authorizer() (func(context.Context, relay.Registration) (relay.Grant, error), error) {
-	if len(c.tokens) == 0 {
-		return nil, nil
-	}
-	owners := make(map[string][]string) // by file, for its name stays when its tokens change
+// owners returns the tokens of each owner, who goes by the name of the file, which stays when
+// the tokens change.
+func (c *config) owners() (map[string][]string, error) {
+	owners := make(map[string][]string)
 	for _, file := range c.tokens {
 		tokens, err := readTokens(file)
 		if err != nil {
@@ -127,7 +140,7 @@ func (c *config) authorizer() (func(context.Context, relay.Registration) (relay.
 		}
 		owners[file] = append(owners[file], tokens...)
 	}
-	return relay.TokenAuthorizer(owners)
+	return owners, nil
 }
 
 // readTokens reads a token from each line that is not empty and no # comment.
@@ -140,9 +153,14 @@ func readTokens(file string) (tokens []string, err error) {
 	lines := bufio.NewScanner(f)
 	for lines.Scan() {
 		line := strings.TrimSpace(lines.Text())
-		if line != "" && !strings.HasPrefix(line, "#") {
-			tokens = append(tokens, line)
+		if line == "" || strings.HasPrefix(line, "#") {
+			continue
 		}
+		// A file of something else, such as the certificate beside it, is no list.
+		if strings.HasPrefix(line, "-----") || !utf8.ValidString(line) || strings.ContainsFunc(line, unicode.IsControl) {
+			return nil, fmt.Errorf("%s is no list of tokens", file)
+		}
+		tokens = append(tokens, line)
 	}
 	if lines.Err() != nil {
 		return nil, fmt.Errorf("%s: %w", file, lines.Err())

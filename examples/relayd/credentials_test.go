@@ -84,7 +84,8 @@ func TestTokens(t *testing.T) {
 	if err != nil || strings.Join(got, ",") != "one,two" {
 		t.Errorf("%q, %v", got, err)
 	}
-	for _, content := range []string{"", "# none\n", strings.Repeat("x", 100_000)} {
+	for _, content := range []string{"", "# none\n", strings.Repeat("x", 100_000),
+		"-----BEGIN CERTIFICATE-----\nAAAA\n", "one\n\x00two\n", "\xff\xfe\n"} {
 		if got, err := readTokens(write(t, "tokens", content)); err == nil {
 			t.Errorf("of %.20q: %.20q", content, got)
 		}

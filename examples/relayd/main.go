@@ -44,30 +44,31 @@ type config struct {
 	tokens                           cli.List // files
 	lease, heartbeat, drain          time.Duration
 	handover, status                 string
-	version                          bool
+	verbose, version                 bool
 }
 
 func flags(c *config) *cli.Flags {
 	f := cli.New("relayd", intro)
 	f.Group("Where it listens")
 	f.StringVar(&c.listen, "listen", "127.0.0.1:8080", "`address` that services register at")
-	f.StringVar(&c.ports, "ports", "", "public ports, `first-last`; otherwise any that is free")
+	f.StringVar(&c.ports, "ports", "", "public ports, `first-last` or one; otherwise any that is free")
 	f.StringVar(&c.public, "public", "", "`host` that public ports are bound to; otherwise that of -listen")
 	f.StringVar(&c.advertise, "advertise", "", "`host` that services are told in their public address; otherwise where the port is bound")
 	f.Var(&c.hosts, "hosts", "`address`, such as :443, at which clients reach the services that have a hostname, by TLS (which ends in the service) or HTTP; may be given several times")
 	f.Group("Who may register")
 	f.StringVar(&c.self, "tls-self", "", "`file` with a certificate that nobody vouches for, and its key, which is made if it is not there; services know the relay by the pin that is printed")
 	f.StringVar(&c.cert, "cert", "", "`file` with a certificate, for services to register over TLS")
-	f.StringVar(&c.key, "key", "", "`file` with its key")
+	f.StringVar(&c.key, "key", "", "`file` with the key of -cert")
 	f.StringVar(&c.clientCA, "client-ca", "", "`file` with the CA certificates of services: only those with a certificate from them may register")
 	f.Var(&c.tokens, "tokens", "`file` with a token a line, and # comments: only services that show one may register; may be given several times, and each is an owner of its own")
 	f.Group("Services that are away, and stopping")
-	f.DurationVar(&c.lease, "lease", time.Minute, "how `long` the address of a lost service is kept for it; negative: not")
-	f.DurationVar(&c.heartbeat, "heartbeat", 10*time.Second, "how `often` to look whether a service is alive; one that is silent for three times as long is lost")
-	f.DurationVar(&c.drain, "drain", 30*time.Second, "how `long` clients may go on after a signal to stop")
+	f.DurationVar(&c.lease, "lease", time.Minute, "`time` that the address of a lost service is kept for it; negative: not")
+	f.DurationVar(&c.heartbeat, "heartbeat", 10*time.Second, "`time` between two looks whether a service is alive; one that is silent for three times as long is lost")
+	f.DurationVar(&c.drain, "drain", 30*time.Second, "`time` that clients may go on for after a signal to stop")
 	f.StringVar(&c.handover, "handover", "", "Unix `socket`: if a relayd listens there, take its place; then listen there for the next one")
 	f.Group("What it does")
 	f.StringVar(&c.status, "status", "", "`address` of a page that shows it, with /status.json, /metrics (Prometheus) and /healthz; without a host it is loopback's")
+	f.BoolVar(&c.verbose, "verbose", false, "log each client")
 	f.BoolVar(&c.version, "version", false, "print the version and stop")
 	return f
 }
@@ -83,7 +84,11 @@ func main() {
 		fmt.Println("relayd", cli.Version())
 		return
 	}
-	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	level := slog.LevelInfo
+	if c.verbose {
+		level = slog.LevelDebug
+	}
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
 	if err := run(log, &c); err != nil {
 		log.Error("relayd failed", "err", err)
 		os.Exit(1)
@@ -153,6 +158,7 @@ func run(log *slog.Logger, c *config) error {
 			stop()
 		})
 	}
+	creds.log(log, "services may register")
 	tell := func() { c.tellOwners(os.Stdout, creds, registration[0]) }
 	tell()
 	defer reloadAtSignal(log, hup, srv, creds, tell)()
@@ -184,11 +190,14 @@ func (c *config) listeners(ctx context.Context, log *slog.Logger, srv *relay.Ser
 	inherited := len(registration) > 0
 	if !inherited {
 		if registration, err = listen(c.listen); err != nil {
-			return nil, nil, err
+			return nil, nil, fmt.Errorf("-listen: %w", err)
 		}
 	}
 	if len(hosts) == 0 {
 		hosts, err = listen(c.hosts...)
+	}
+	if err != nil {
+		err = fmt.Errorf("-hosts: %w", err)
 	}
 	if err != nil && inherited { // what there is goes on
 		log.Error("no hosts are served", "err", err)
