@@ -44,9 +44,8 @@ func roundUp(x float64) float64 {
 }
 
 // logAxis is a logarithmic axis that holds values from low, which is positive, to high.
-// It begins and ends at 1, 2 or 5 times a power of ten, where lower values are placed as
-// well, and has ticks at all of these, or
-// only at powers of ten if that were too many.
+// It begins and ends at 1, 2 or 5 times a power of ten, and has ticks at all of these, or
+// only at powers of ten if that were too many. Lower values are placed where it begins.
 func logAxis(low, high float64, label func(float64) string) axis {
 	var all, powers []tick
 	first, last := 0.0, 0.0

@@ -34,27 +34,27 @@ func (c *client) run(ctx context.Context) {
 	if !sleep(ctx, start) {
 		return
 	}
+	c.schedule.begin()
 	for ctx.Err() == nil {
 		if err := c.connect(ctx); err != nil {
 			sleep(ctx, c.pause)
 		}
 	}
-	c.meter.unsent.Add(c.schedule.missed(ctx))
+	<-c.meter.ended // as ctx has
+	due := c.schedule.due(c.meter.start.Add(c.meter.span))
+	c.meter.due.Add(due)
+	c.meter.unsent.Add(max(due-c.schedule.sent, 0))
 }
 
 // connect opens a connection and uses it. What fails is counted.
 func (c *client) connect(ctx context.Context) (err error) {
+	var due time.Time
 	if c.mode == connections {
 		// Connecting is a part of what is measured.
-		due, ok := c.schedule.next(ctx)
-		if !ok {
+		var ok bool
+		if due, ok = c.schedule.next(ctx); !ok {
 			return nil
 		}
-		defer func() {
-			if err == nil {
-				c.shard.record(time.Since(due))
-			}
-		}()
 	}
 	local := ""
 	defer func() {
@@ -75,17 +75,23 @@ func (c *client) connect(ctx context.Context) (err error) {
 
 	bytes := newPayload(c.seed, c.id, c.connections)
 	c.connections++
-	return c.use(ctx, &link{conn: conn, timeout: c.timeout, sent: bytes, expected: bytes, out: c.out, in: c.in, meter: c.shard})
-}
-
-func (c *client) use(ctx context.Context, l *link) error {
+	l := &link{conn: conn, timeout: c.timeout, sent: bytes, expected: bytes, out: c.out, in: c.in, meter: c.shard}
 	switch c.mode {
 	case bulk:
 		return c.stream(ctx, l)
 	case connections:
-		return l.exchange(c.size, true)
+		return c.once(l, due)
 	}
 	return c.roundTrips(ctx, l)
+}
+
+// once sends the only message of a connection.
+func (c *client) once(l *link, due time.Time) error {
+	err := l.exchange(c.size, true)
+	if err == nil {
+		c.shard.record(time.Since(due))
+	}
+	return err
 }
 
 // roundTrips sends one message after the other, each when the last has come back.
@@ -145,9 +151,13 @@ func (c *client) stream(ctx context.Context, l *link) error {
 type schedule struct {
 	period time.Duration // 0 if each message is due as soon as it can be sent
 	phase  time.Duration // of the first one, which has the clients take turns
-	first  time.Time     // when that is due; zero before next is called
+	first  time.Time     // when that is due; zero before begin is called
 	sent   int64
 }
+
+// begin has the first message be due a phase from now, whether there is a connection by
+// then or not.
+func (s *schedule) begin() { s.first = time.Now().Add(s.phase) }
 
 // next waits for the time of the next message and returns it; without a period it is the
 // present. It reports false if ctx has ended.
@@ -155,9 +165,6 @@ func (s *schedule) next(ctx context.Context) (due time.Time, ok bool) {
 	now := time.Now()
 	if s.period == 0 {
 		return now, ctx.Err() == nil
-	}
-	if s.first.IsZero() {
-		s.first = now.Add(s.phase)
 	}
 	due = s.first.Add(time.Duration(s.sent) * s.period)
 	if !sleep(ctx, due.Sub(now)) {
@@ -167,19 +174,12 @@ func (s *schedule) next(ctx context.Context) (due time.Time, ok bool) {
 	return due, true
 }
 
-// missed returns how many messages were due when ctx ended, and had not been sent.
-func (s *schedule) missed(ctx context.Context) int64 {
-	if s.first.IsZero() {
+// due returns how many messages were due by then; without a period there are none.
+func (s *schedule) due(by time.Time) int64 {
+	if s.period == 0 || by.Before(s.first) {
 		return 0
 	}
-	end := time.Now()
-	if deadline, ok := ctx.Deadline(); ok && deadline.Before(end) {
-		end = deadline
-	}
-	if end.Before(s.first) {
-		return 0
-	}
-	return max(int64(end.Sub(s.first)/s.period)+1-s.sent, 0)
+	return int64(by.Sub(s.first)/s.period) + 1
 }
 
 // sleep waits for d, or until ctx ends, and reports whether it has not.

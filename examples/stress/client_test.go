@@ -12,10 +12,11 @@ import (
 	"time"
 )
 
-// A pipe is an in-memory connection, for tests in which time is not real.
+// A pipe is an in-memory connection, for tests in which time is not real. It cannot be
+// half-closed: it is closed.
 type pipe struct{ net.Conn }
 
-func (p pipe) CloseWrite() error { panic("a pipe cannot be half-closed") }
+func (p pipe) CloseWrite() error { return p.Close() }
 
 // pipesTo returns params of round trips of 8 bytes whose clients are connected to serve.
 func pipesTo(serve func(net.Conn)) *params {
@@ -93,8 +94,82 @@ func TestStallUntilTheEnd(t *testing.T) {
 		if r.Totals.Messages != 6 || r.Totals.Unsent != 15 || r.Latency.Max != 10e6 || r.Elapsed != 10.5 {
 			t.Errorf("%+v, %+v, in %v s", r.Totals, r.Latency, r.Elapsed)
 		}
-		if text := textOf(t, r); !strings.Contains(text, "unsent       15 ") {
+		if text := textOf(t, r); !strings.Contains(text, "unsent       15    of 21 that were due: slower than -rate\n") {
 			t.Errorf("unsent messages are not told:\n%s", text)
+		}
+		// What came after the time does not count for what was done in it.
+		if r.Span != 2.05 || r.Rates.Messages != perSecond(5, 2.05) || r.Rates.Bytes != perSecond(40, 2.05) || r.Rates.Connections != perSecond(1, 2.05) {
+			t.Errorf("%+v in %v s", r.Rates, r.Span)
+		}
+	})
+}
+
+// TestLateService has messages be due that there is no connection for, from the start.
+func TestLateService(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, late := range []time.Duration{time.Second, time.Hour} {
+			p := pipesTo(stallAt(-1, 0))
+			up, start := p.dial, time.Now()
+			p.dial = func(ctx context.Context) (conn, error) {
+				if time.Since(start) < late {
+					return nil, io.ErrClosedPipe
+				}
+				return up(ctx)
+			}
+			p.rate = 10
+			p.time = 2050 * time.Millisecond
+			r := run(t.Context(), p, &progress{w: io.Discard, mode: p.mode})
+			if r.Totals.Due != 21 || r.Totals.Messages+r.Totals.Unsent != 21 || (r.Totals.Unsent == 0) != (late == time.Second) {
+				t.Errorf("late by %v: %+v", late, r.Totals)
+			}
+			if late == time.Second && r.Latency.Max != 1e6 {
+				t.Errorf("%+v", r.Latency)
+			}
+		}
+	})
+}
+
+// TestInterruptWithRate has a signal end a run while a message is under way for long:
+// nothing is due after the signal, nor counts for the rates.
+func TestInterruptWithRate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := pipesTo(stallAt(5, 10*time.Second))
+		p.rate = 10
+		ctx, cancel := context.WithCancel(t.Context())
+		time.AfterFunc(2050*time.Millisecond, cancel)
+		r := run(ctx, p, &progress{w: io.Discard, mode: p.mode})
+		if !r.Interrupted || r.Totals.Due != 21 || r.Totals.Unsent != 15 || r.Elapsed != 10.5 || r.Span != 2.05 || r.Rates.Messages != perSecond(5, 2.05) {
+			t.Errorf("interrupted: %v, %+v, %+v in %v s of %v", r.Interrupted, r.Totals, r.Rates, r.Span, r.Elapsed)
+		}
+	})
+}
+
+// A closing takes a second to be closed, and can be half-closed, which its other side does
+// not see.
+type closing struct{ net.Conn }
+
+func (c closing) CloseWrite() error { return nil }
+
+func (c closing) Close() error {
+	time.Sleep(time.Second)
+	return c.Conn.Close()
+}
+
+// TestClosingIsNotMeasured has the latency of an exchange end with the end that it expects.
+func TestClosingIsNotMeasured(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := pipesTo(func(c net.Conn) { io.CopyN(c, c, 8) })
+		p.mode = connections
+		p.time = 500 * time.Millisecond
+		up := p.dial
+		p.dial = func(ctx context.Context) (conn, error) {
+			time.Sleep(100 * time.Millisecond)
+			c, err := up(ctx)
+			return closing{c}, err
+		}
+		r := run(t.Context(), p, &progress{w: io.Discard, mode: p.mode})
+		if r.Latency.Count != 1 || r.Latency.Max != 100e3 {
+			t.Errorf("%+v, %+v", r.Latency, r.Errors)
 		}
 	})
 }
@@ -217,24 +292,36 @@ func TestConnectedClients(t *testing.T) {
 	})
 }
 
-// TestInflight has a service that answers nothing but reads count what a client of bulk
-// has under way.
+// TestInflight has a service that answers nothing read all that a client of bulk has under
+// way at most, which does not become more.
 func TestInflight(t *testing.T) {
-	t.Parallel()
-	const size, inflight = 1000, 5
-	read := make(chan int64, 1)
-	var first sync.Once
-	p := paramsFor(directly(t, func(c conn) {
-		first.Do(func() {
-			n, _ := io.Copy(io.Discard, c)
-			read <- n
+	synctest.Test(t, func(t *testing.T) {
+		const size, inflight = 1000, 5
+		read := 0
+		p := pipesTo(func(c net.Conn) {
+			for b := make([]byte, size); ; {
+				n, err := c.Read(b)
+				read += n
+				if err != nil {
+					return
+				}
+			}
 		})
-	}), bulk)
-	p.size, p.inflight, p.timeout = size, inflight, 200*time.Millisecond
-	if r := runUntilFailed(t, p); r.Errors.ByKind["timeout"] == 0 {
-		t.Errorf("%+v", r.Errors)
-	}
-	if n := <-read; n > size*inflight {
-		t.Errorf("%d bytes were under way, of %d at most", n, size*inflight)
-	}
+		p.mode, p.size, p.inflight = bulk, size, inflight
+		ctx, cancel := context.WithCancel(t.Context())
+		over := make(chan *report)
+		go func() { over <- run(ctx, p, &progress{w: io.Discard, mode: p.mode}) }()
+		synctest.Wait() // until nobody can go on
+		if read != size*inflight {
+			t.Errorf("%d bytes were under way, not %d", read, size*inflight)
+		}
+		time.Sleep(30 * time.Minute)
+		if read != size*inflight {
+			t.Errorf("then %d", read)
+		}
+		cancel()
+		if r := <-over; r.Totals.Messages != 0 {
+			t.Errorf("%+v", r.Totals)
+		}
+	})
 }

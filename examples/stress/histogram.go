@@ -1,7 +1,6 @@
 package main
 
 import (
-	"math"
 	"math/bits"
 	"time"
 )
@@ -59,10 +58,15 @@ func (h *histogram) mean() time.Duration {
 	return time.Duration(h.sum / float64(h.count))
 }
 
-// quantile returns a duration that the part q of all, 0 to 1, does not exceed, 0 if
-// nothing was counted. The smallest and largest are exact.
-func (h *histogram) quantile(q float64) time.Duration {
-	rank := int64(math.Ceil(q * float64(h.count)))
+// quantile returns a duration that so many parts of all do not exceed, 99 of 100 for
+// instance, 0 if nothing was counted. The smallest and largest are exact.
+func (h *histogram) quantile(parts, of uint64) time.Duration {
+	high, low := bits.Mul64(parts, uint64(h.count))
+	quotient, rest := bits.Div64(high, low, of)
+	rank := int64(quotient)
+	if rest > 0 {
+		rank++
+	}
 	if rank <= 1 {
 		return h.min
 	}

@@ -36,19 +36,23 @@ func TestBuckets(t *testing.T) {
 // TestQuantiles compares quantiles to those of the sorted values.
 func TestQuantiles(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
-	for name, value := range map[string]func() float64{
-		"constant":    func() float64 { return 123_456_789 },
-		"small":       func() float64 { return float64(random.IntN(300)) },
-		"uniform":     func() float64 { return random.Float64() * 1e9 },
-		"exponential": func() float64 { return random.ExpFloat64() * 1e6 },
-		"log-uniform": func() float64 { return math.Exp(random.Float64() * 43) },
-		"two peaks": func() float64 {
+	for _, of := range []struct {
+		name  string
+		value func() float64
+	}{
+		{"constant", func() float64 { return 123_456_789 }},
+		{"small", func() float64 { return float64(random.IntN(300)) }},
+		{"uniform", func() float64 { return random.Float64() * 1e9 }},
+		{"exponential", func() float64 { return random.ExpFloat64() * 1e6 }},
+		{"log-uniform", func() float64 { return math.Exp(random.Float64() * 43) }},
+		{"two peaks", func() float64 {
 			if random.IntN(100) == 0 {
 				return 5e9 + random.NormFloat64()*1e8
 			}
 			return 2e5 + random.NormFloat64()*1e4
-		},
+		}},
 	} {
+		name, value := of.name, of.value
 		for _, n := range []int{1, 2, 10, 999, 20_000} {
 			var h, odd, even histogram
 			values := make([]time.Duration, n)
@@ -77,14 +81,18 @@ func TestQuantiles(t *testing.T) {
 				t.Errorf("%s, %d: mean %d, not %.1f", name, n, h.mean(), mean)
 			}
 			before := time.Duration(0)
-			for _, q := range []float64{0, 0.001, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 0.999, 0.9999, 1} {
-				exact := values[max(int(math.Ceil(q*float64(n))), 1)-1]
-				got := h.quantile(q)
+			for _, parts := range []int{0, 10, 1000, 2500, 5000, 7500, 9000, 9900, 9990, 9999, 10_000} {
+				upTo := 1 // how many values it takes to be so many parts
+				for upTo*10_000 < parts*n {
+					upTo++
+				}
+				exact := values[upTo-1]
+				got := h.quantile(uint64(parts), 10_000)
 				if math.Abs(float64(got-exact)) > 0.005*float64(exact) {
-					t.Errorf("%s, %d: the quantile %v is %d, not %d", name, n, q, got, exact)
+					t.Errorf("%s, %d: the quantile %d is %d, not %d", name, n, parts, got, exact)
 				}
 				if got < before {
-					t.Errorf("%s, %d: the quantile %v is %d, after %d", name, n, q, got, before)
+					t.Errorf("%s, %d: the quantile %d is %d, after %d", name, n, parts, got, before)
 				}
 				before = got
 			}
@@ -94,8 +102,8 @@ func TestQuantiles(t *testing.T) {
 
 func TestNothingCounted(t *testing.T) {
 	var h histogram
-	if h.quantile(0.5) != 0 || h.mean() != 0 || len(curve(&h)) != 0 {
-		t.Errorf("p50 %d, mean %d, curve %v", h.quantile(0.5), h.mean(), curve(&h))
+	if h.quantile(1, 2) != 0 || h.mean() != 0 || len(curve(&h)) != 0 {
+		t.Errorf("p50 %d, mean %d, curve %v", h.quantile(1, 2), h.mean(), curve(&h))
 	}
 	h.add(-time.Second)
 	if h.count != 1 || h.min != 0 || h.max != 0 {
@@ -121,6 +129,22 @@ func TestCurve(t *testing.T) {
 		if math.Abs(at[percent]-want) > 0.005*want {
 			t.Errorf("%v %% is at %v, not %v", percent, at[percent], want)
 		}
+	}
+}
+
+// TestCurveOfFew has each of ten values at the percentage that it makes whole.
+func TestCurveOfFew(t *testing.T) {
+	var h histogram
+	for i := range 10 {
+		h.add(time.Duration(i+1) * time.Microsecond)
+	}
+	want := []point{{0, 1}, {10, 1}, {20, 2}, {30, 3}, {40, 4}, {50, 5}, {60, 6}, {70, 7}, {80, 8}, {100, 10}}
+	got := curve(&h)
+	for i := range got {
+		got[i].Latency = math.Round(got[i].Latency)
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("%v, not %v", got, want)
 	}
 }
 

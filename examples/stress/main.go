@@ -10,7 +10,7 @@
 // half-closes after it, and expects the echo and then the end.
 //
 // A latency runs until the last byte of the message is back, from when it was sent; in
-// connections, from before connecting. With -rate it runs from when the message was due:
+// connections it runs from before connecting until the end. With -rate it runs from when the message was due:
 // a service that stalls for a second delays all the messages that it keeps from being
 // sent in that second, and the percentiles show all of them. Without -rate clients send
 // when the service lets them, and a stall is one slow message each; percentiles measured
@@ -20,8 +20,10 @@
 //
 // A client whose connection fails goes on with another one. While it runs, a line a
 // second on stderr says how it goes; the report goes to stdout, and with -json and -svg
-// to files. After -time, or SIGINT, what was begun is finished, within -timeout. The exit
-// status is 1 if anything went wrong, 2 if the command line is.
+// to files. After -time, or SIGINT, what was begun is finished, within -timeout. Rates are
+// those of the time before. The exit status is 1 if anything went wrong or no message came
+// back, 2 if the command line is wrong. Each flag can be given in the environment as well,
+// -to as STRESS_TO.
 //
 // Each connection takes a file (ulimit -n), and with -mode connections each message takes
 // a local port, which the system keeps from further use for some time.
@@ -35,6 +37,9 @@ import (
 	"os/signal"
 	"sync"
 	"syscall"
+	"time"
+
+	"github.com/tcprelay/relay/internal/cli"
 )
 
 func main() {
@@ -42,15 +47,19 @@ func main() {
 	context.AfterFunc(ctx, stop) // a second signal ends the program
 	info, err := os.Stderr.Stat()
 	terminal := err == nil && info.Mode()&os.ModeCharDevice != 0
-	os.Exit(command(ctx, os.Args[1:], os.Stdout, os.Stderr, terminal))
+	os.Exit(command(ctx, os.Args[1:], os.LookupEnv, os.Stdout, os.Stderr, terminal))
 }
 
-// command is the program, whose run ctx interrupts. It returns the exit status. Terminal
-// says whether stderr is one.
-func command(ctx context.Context, args []string, stdout, stderr io.Writer, terminal bool) (status int) {
-	p, status := parse(args, stderr)
-	if p == nil {
-		return status
+// command is the program, whose run ctx interrupts, and whose environment is lookup's. It
+// returns the exit status. Terminal says whether stderr is one.
+func command(ctx context.Context, args []string, lookup func(string) (string, bool), stdout, stderr io.Writer, terminal bool) (status int) {
+	p, f, err := parse(args, lookup)
+	if err != nil {
+		return f.Tell(err, stdout, stderr)
+	}
+	if p.version {
+		fmt.Fprintln(stdout, "stress", cli.Version())
+		return 0
 	}
 	fail := func(err error) {
 		if err != nil {
@@ -71,15 +80,16 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer, termi
 		return status
 	}
 	r := run(ctx, p, &progress{w: stderr, terminal: terminal, mode: p.mode})
-	if r.Totals.Errors > 0 {
+	if r.Totals.Errors > 0 || r.Totals.Messages == 0 {
 		status = 1
 	}
-	fail(r.writeText(text))
+	// Files first: who reads the text may keep it waiting, or be gone.
+	fail(save("-json", jsonFile, r.writeJSON))
+	fail(save("-svg", svgFile, r.writeSVG))
 	if jsonOut != nil {
 		fail(r.writeJSON(jsonOut))
 	}
-	fail(save("-json", jsonFile, r.writeJSON))
-	fail(save("-svg", svgFile, r.writeSVG))
+	fail(r.writeText(text))
 	return status
 }
 
@@ -113,9 +123,15 @@ func save(flag string, f *os.File, write func(io.Writer) error) error {
 // run has the clients use the service until the time is over or ctx ends.
 func run(ctx context.Context, p *params, show *progress) *report {
 	m := newMeter(p.clients)
-	interrupt := ctx
 	ctx, cancel := context.WithTimeout(ctx, p.time)
 	defer cancel()
+	context.AfterFunc(ctx, func() {
+		at := time.Now()
+		if deadline, _ := ctx.Deadline(); deadline.Before(at) {
+			at = deadline
+		}
+		m.end(at)
+	})
 	over := make(chan struct{})
 	var watcher, clients sync.WaitGroup
 	watcher.Go(func() { m.watch(over, show.show) })
@@ -123,9 +139,10 @@ func run(ctx context.Context, p *params, show *progress) *report {
 		clients.Go(func() { newClient(p, m, id).run(ctx) })
 	}
 	clients.Wait()
+	<-m.ended
 	close(over)
 	watcher.Wait()
 	show.end()
 	// A signal that came when the time was over has interrupted nothing.
-	return newReport(p, m, ctx.Err() == context.Canceled && interrupt.Err() != nil)
+	return newReport(p, m, ctx.Err() == context.Canceled)
 }

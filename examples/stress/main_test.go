@@ -130,7 +130,7 @@ func stress(t *testing.T, ctx context.Context, args ...string) (status int, r *r
 	dir := t.TempDir()
 	jsonFile, svgFile := filepath.Join(dir, "report.json"), filepath.Join(dir, "report.svg")
 	var out, err strings.Builder
-	status = command(ctx, append([]string{"-json", jsonFile, "-svg", svgFile}, args...), &out, &err, false)
+	status = command(ctx, append([]string{"-json", jsonFile, "-svg", svgFile}, args...), nothing, &out, &err, false)
 	r = new(report)
 	if e := json.Unmarshal(readFile(t, jsonFile), r); e != nil {
 		t.Fatal(e)
@@ -215,7 +215,7 @@ func TestTime(t *testing.T) {
 	addr := behindRelay(t, plain, echo.serve)
 	status, r, _, _, _ := stress(t, t.Context(), "-to", addr, "-time", "50ms", "-timeout", "1m", "-clients", "2", "-mode", "connections", "-seed", "7")
 	// On a busy machine the time may be over before there was a message.
-	if status != 0 || r.Interrupted || r.Elapsed < 0.05 {
+	if (status != 0) != (r.Totals.Messages == 0) || r.Totals.Errors > 0 || r.Interrupted || r.Elapsed < 0.05 {
 		t.Errorf("status %d, interrupted: %v, after %v s of 0.05: %+v", status, r.Interrupted, r.Elapsed, r.Errors)
 	}
 	want := parameters{To: addr, Mode: connections, Clients: 2, Time: 0.05, Size: 1024, Timeout: 60, Seed: 7}
@@ -256,7 +256,10 @@ func TestTLS(t *testing.T) {
 	t.Run("not trusted", func(t *testing.T) {
 		t.Parallel()
 		_, echo := echoOf(t, 1)
-		p, _ := parse([]string{"-to", behindRelay(t, secure, echo.serve), "-time", "1h", "-timeout", "1m", "-clients", "1", "-tls"}, t.Output())
+		p, _, err := parse([]string{"-to", behindRelay(t, secure, echo.serve), "-time", "1h", "-timeout", "1m", "-clients", "1", "-tls"}, nothing)
+		if err != nil {
+			t.Fatal(err)
+		}
 		checkErrors(t, runUntilFailed(t, p), connectFailed, "certificate")
 	})
 }
@@ -293,11 +296,51 @@ func TestSignal(t *testing.T) {
 	}
 }
 
+// TestNoMessages has a run in which nothing came back not be a good one.
+func TestNoMessages(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	status, r, stdout, _, _ := stress(t, ctx, "-to", "127.0.0.1:1")
+	if status != 1 || r.Totals.Messages != 0 || r.Totals.Errors != 0 || !strings.Contains(stdout, "no messages") {
+		t.Errorf("status %d, %+v, %s", status, r.Totals, stdout)
+	}
+}
+
+// A gone is a standard output that nobody reads any more: it looks for files when it is
+// written to.
+type gone struct {
+	t     *testing.T
+	files []string
+}
+
+func (g *gone) Write([]byte) (int, error) {
+	for _, name := range g.files {
+		if len(readFile(g.t, name)) == 0 {
+			g.t.Errorf("%s is still empty", name)
+		}
+	}
+	return 0, io.ErrClosedPipe
+}
+
+// TestFilesFirst has the files be complete before the text is written.
+func TestFilesFirst(t *testing.T) {
+	dir := t.TempDir()
+	files := []string{filepath.Join(dir, "json"), filepath.Join(dir, "svg")}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	var stderr strings.Builder
+	status := command(ctx, []string{"-to", "127.0.0.1:1", "-json", files[0], "-svg", files[1]}, nothing, &gone{t, files}, &stderr, false)
+	if status != 1 || !strings.Contains(stderr.String(), "closed pipe") {
+		t.Errorf("status %d, %s", status, stderr.String())
+	}
+}
+
 func TestFilesThatCannotBe(t *testing.T) {
 	none := filepath.Join(t.TempDir(), "none", "report")
 	for _, flag := range []string{"-json", "-svg"} {
 		var stdout, stderr strings.Builder
-		status := command(t.Context(), []string{"-to", "127.0.0.1:1", flag, none}, &stdout, &stderr, false)
+		status := command(t.Context(), []string{"-to", "127.0.0.1:1", flag, none}, nothing, &stdout, &stderr, false)
 		if status != 1 || !strings.Contains(stderr.String(), "stress: "+flag) || stdout.Len() > 0 {
 			t.Errorf("%s: status %d, %s%s", flag, status, stdout.String(), stderr.String())
 		}

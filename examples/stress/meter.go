@@ -20,13 +20,18 @@ type meter struct {
 	shards      []shard
 	connected   atomic.Int64 // now
 	connections atomic.Int64 // opened so far
+	due         atomic.Int64
 	unsent      atomic.Int64
 
 	mu     sync.Mutex
 	errors [kinds]int64
 	first  []sampleError // keptErrors of each kind, in order of time
 
-	// Of read alone, which one goroutine at a time calls.
+	ended  chan struct{} // closed by end, which sets these
+	span   time.Duration
+	inSpan totals
+
+	reading sync.Mutex // held by read and end
 	total   histogram
 	current histogram // of the last sample
 	bytes   int64
@@ -43,7 +48,7 @@ type shard struct {
 }
 
 func newMeter(clients int) *meter {
-	return &meter{start: time.Now(), shards: make([]shard, min(clients, 2*runtime.GOMAXPROCS(0)))}
+	return &meter{start: time.Now(), ended: make(chan struct{}), shards: make([]shard, min(clients, 2*runtime.GOMAXPROCS(0)))}
 }
 
 func (m *meter) shard(client int) *shard { return &m.shards[client%len(m.shards)] }
@@ -81,6 +86,8 @@ func (m *meter) failures() (n int64) {
 // read adds a sample of what happened since the last one, and returns it. With final, a
 // short rest becomes part of the last one.
 func (m *meter) read(final bool) sample {
+	m.reading.Lock()
+	defer m.reading.Unlock()
 	s := sample{To: seconds(time.Since(m.start))}
 	if n := len(m.series); n > 0 {
 		last := m.series[n-1]
@@ -113,11 +120,27 @@ func (m *meter) read(final bool) sample {
 	span := s.To - s.From
 	s.MessagesPerSecond = perSecond(s.Messages, span)
 	s.BytesPerSecond = perSecond(s.Bytes, span)
-	s.P50 = microseconds(m.current.quantile(0.5))
-	s.P99 = microseconds(m.current.quantile(0.99))
+	s.P50 = microseconds(m.current.quantile(50, 100))
+	s.P99 = microseconds(m.current.quantile(99, 100))
 	s.Max = microseconds(m.current.max)
 	m.series = append(m.series, s)
 	return s
+}
+
+// end notes that no more messages are begun from at on, and what was done by then.
+func (m *meter) end(at time.Time) {
+	m.reading.Lock()
+	defer m.reading.Unlock()
+	m.span = at.Sub(m.start)
+	m.inSpan = totals{Messages: m.total.count, Bytes: m.bytes, Connections: m.connections.Load()}
+	for i := range m.shards {
+		shard := &m.shards[i]
+		m.inSpan.Bytes += shard.bytes.Load()
+		shard.mu.Lock()
+		m.inSpan.Messages += shard.new.count
+		shard.mu.Unlock()
+	}
+	close(m.ended)
 }
 
 // watch reads the meter once an interval until stop is closed, and shows each sample.

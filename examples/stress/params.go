@@ -3,16 +3,14 @@ package main
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
-	"flag"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"net"
-	"os"
 	"path/filepath"
 	"time"
+
+	"github.com/tcprelay/relay/internal/cli"
 )
 
 // A mode is what clients do.
@@ -56,8 +54,11 @@ type params struct {
 	timeout  time.Duration
 	seed     uint64
 	tls      bool
+	ca       string // file or empty
+	insecure bool
 	json     string // file, "-" or empty
 	svg      string // file or empty
+	version  bool
 
 	dial  func(context.Context) (conn, error) // to the service
 	pause time.Duration                       // of a client after a failure, before it connects again
@@ -73,76 +74,69 @@ const (
 	maxRate     = 1e6
 )
 
-// parse returns the params, or nil and an exit status.
-func parse(args []string, stderr io.Writer) (*params, int) {
-	p := &params{pause: 250 * time.Millisecond}
-	var name, ca string
-	var insecure bool
-	f := flag.NewFlagSet("stress", flag.ContinueOnError)
-	f.SetOutput(stderr)
-	f.StringVar(&p.to, "to", "", "`address` of an echo service, host:port; required")
-	f.IntVar(&p.clients, "clients", 100, "how many clients")
-	f.DurationVar(&p.time, "time", 10*time.Second, "how long to run")
-	f.StringVar(&name, "mode", string(roundTrips), "what clients do: round-trips, bulk or connections")
-	f.IntVar(&p.size, "size", 0, "`bytes` of a message (default 1024, in bulk 65536)")
-	f.Float64Var(&p.rate, "rate", 0, "messages a second of each client; latencies are then measured from when a message was due (default: as fast as possible)")
-	f.IntVar(&p.inflight, "inflight", 16, "messages that a client of -mode bulk has under way at most")
-	f.DurationVar(&p.ramp, "ramp", 0, "over how much of -time clients are started (default: all at once)")
-	f.DurationVar(&p.timeout, "timeout", 10*time.Second, "how long connecting may take, or a message to go out or to come back")
-	f.Uint64Var(&p.seed, "seed", 0, "what the bytes that are sent derive from (default: random)")
-	f.BoolVar(&p.tls, "tls", false, "speak TLS with the service")
-	f.StringVar(&ca, "ca", "", "`file` with the certificates that the service's is to be verified with (default: the system's); implies -tls")
-	f.BoolVar(&insecure, "insecure", false, "do not verify the service's certificate; implies -tls")
-	f.StringVar(&p.json, "json", "", "`file` for the report as JSON; - for stdout, with the text on stderr")
-	f.StringVar(&p.svg, "svg", "", "`file` for the report as an SVG image")
-	f.Usage = func() {
-		fmt.Fprint(stderr, `Stress opens many clients against a TCP echo service and verifies every byte that
+const intro = `
+Stress opens many clients against a TCP echo service and verifies every byte that
 comes back.
 
-	stress -to 127.0.0.1:8081
+  stress -to 127.0.0.1:8081
 
-`)
-		f.PrintDefaults()
+At a rate that the service can sustain, for latencies that can be compared:
+
+  stress -to 127.0.0.1:8081 -clients 50 -rate 100 -time 30s -svg report.svg
+`
+
+func (p *params) flags() *cli.Flags {
+	f := cli.New("stress", intro)
+	f.Group("The service")
+	f.StringVar(&p.to, "to", "", "`address` of an echo service, host:port; required")
+	f.BoolVar(&p.tls, "tls", false, "speak TLS with the service")
+	f.StringVar(&p.ca, "ca", "", "`file` with the certificates that the service's is to be verified with (default: the system's); implies -tls")
+	f.BoolVar(&p.insecure, "insecure", false, "do not verify the service's certificate; implies -tls")
+	f.Group("The load")
+	f.StringVar((*string)(&p.mode), "mode", string(roundTrips), "what clients do: round-trips, bulk or connections")
+	f.IntVar(&p.clients, "clients", 100, "how `many` clients")
+	f.IntVar(&p.size, "size", 0, "`bytes` of a message (default 1024, in bulk 65536)")
+	f.Float64Var(&p.rate, "rate", 0, "messages a second of `each` client, so that all send -clients times as many; latencies are then measured from when a message was due (default: as fast as possible)")
+	f.IntVar(&p.inflight, "inflight", 16, "how `many` messages a client of -mode bulk has under way at most")
+	f.Uint64Var(&p.seed, "seed", 0, "`number` that the bytes that are sent derive from (default: random)")
+	f.Group("How long")
+	f.DurationVar(&p.time, "time", 10*time.Second, "how `long` to run")
+	f.DurationVar(&p.ramp, "ramp", 0, "over how `much` of -time clients are started (default: all at once)")
+	f.DurationVar(&p.timeout, "timeout", 10*time.Second, "how `long` connecting may take, or a message to go out or to come back")
+	f.Group("What it says")
+	f.StringVar(&p.json, "json", "", "`file` for the report as JSON; - for stdout, with the text on stderr")
+	f.StringVar(&p.svg, "svg", "", "`file` for the report as an SVG image")
+	f.BoolVar(&p.version, "version", false, "print the version and stop")
+	return f
+}
+
+// parse returns the params, or an error for the flags to tell.
+func parse(args []string, lookup func(string) (string, bool)) (*params, *cli.Flags, error) {
+	p := &params{pause: 250 * time.Millisecond}
+	f := p.flags()
+	if err := f.Parse(args, lookup); err != nil || p.version {
+		return p, f, err
 	}
-	if err := f.Parse(args); err != nil {
-		if errors.Is(err, flag.ErrHelp) {
-			return nil, 0
-		}
-		return nil, 2 // package flag has said why
-	}
-	p.mode = mode(name)
-	p.tls = p.tls || ca != "" || insecure
-	given := make(map[string]bool)
-	f.Visit(func(f *flag.Flag) { given[f.Name] = true })
-	if !given["size"] {
+	p.tls = p.tls || p.ca != "" || p.insecure
+	if !f.Given("size") {
 		p.size = 1024
 		if p.mode == bulk {
 			p.size = 64 << 10
 		}
 	}
-	if !given["seed"] {
+	if !f.Given("seed") {
 		p.seed = rand.Uint64N(1 << 53) // which is exact wherever JSON is read
 	}
 	err := p.validate()
-	switch {
-	case f.NArg() > 0:
-		err = fmt.Errorf("unexpected argument %q", f.Arg(0))
-	case err == nil && given["inflight"] && p.mode != bulk:
+	if err == nil && f.Given("inflight") && p.mode != bulk {
 		err = fmt.Errorf("-inflight is of -mode bulk, not %s", p.mode)
-	case err == nil && ca != "" && insecure:
-		err = errors.New("-ca and -insecure exclude each other")
 	}
 	var config *tls.Config
 	if err == nil && p.tls {
-		config, err = tlsConfig(ca, insecure)
-	}
-	if err != nil {
-		fmt.Fprintf(stderr, "stress: %v\n", err)
-		f.Usage()
-		return nil, 2
+		config, err = p.tlsConfig()
 	}
 	p.dial = dialer(p.to, p.timeout, config)
-	return p, 0
+	return p, f, err
 }
 
 // validate says what is wrong with the flags' values.
@@ -150,8 +144,14 @@ func (p *params) validate() error {
 	if p.to == "" {
 		return errors.New("-to is missing: the address of an echo service")
 	}
-	if _, port, err := net.SplitHostPort(p.to); err != nil || port == "" {
+	host, port, err := net.SplitHostPort(p.to)
+	switch {
+	case err != nil || port == "":
 		return fmt.Errorf("-to %q is not host:port", p.to)
+	case p.tls && !p.insecure && host == "":
+		return fmt.Errorf("-to %q has no host, which the certificate is to be for", p.to)
+	case p.ca != "" && p.insecure:
+		return errors.New("-ca and -insecure exclude each other")
 	}
 	switch p.mode {
 	case roundTrips, bulk, connections:
@@ -193,19 +193,15 @@ func (p *params) parameters() parameters {
 	return r
 }
 
-// tlsConfig is that of clients, who verify the service's certificate with those in the
-// file ca or, if that is empty, the system's.
-func tlsConfig(ca string, insecure bool) (*tls.Config, error) {
-	config := &tls.Config{InsecureSkipVerify: insecure}
-	if ca != "" {
-		pem, err := os.ReadFile(ca)
+// tlsConfig is that of clients.
+func (p *params) tlsConfig() (*tls.Config, error) {
+	config := &tls.Config{InsecureSkipVerify: p.insecure}
+	if p.ca != "" {
+		pool, err := cli.CAs(p.ca)
 		if err != nil {
-			return nil, fmt.Errorf("-ca: %w", err)
+			return nil, err
 		}
-		config.RootCAs = x509.NewCertPool()
-		if !config.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("-ca: no certificate in %s", ca)
-		}
+		config.RootCAs = pool
 	}
 	return config, nil
 }

@@ -18,6 +18,7 @@ func TestUsage(t *testing.T) {
 		want string // in what it says
 	}{
 		{"", "-to is missing"},
+		{"-to :1 -tls", "no host"},
 		{"-to localhost", `-to "localhost" is not host:port`},
 		{"-to localhost:", `-to "localhost:" is not host:port`},
 		{"-to :1 more", `unexpected argument "more"`},
@@ -42,13 +43,13 @@ func TestUsage(t *testing.T) {
 		{"-to :1 -seed -1", "-seed"},
 		{"-to :1 -svg -", "-svg takes a file"},
 		{"-to :1 -svg a -json ./a", "the same file"},
-		{"-to :1 -ca " + empty, "no certificate"},
-		{"-to :1 -ca " + empty + ".none", "-ca"},
+		{"-to a:1 -ca " + empty, "no certificate"},
+		{"-to a:1 -ca " + empty + ".none", "-ca"},
 		{"-to :1 -insecure -ca " + empty, "exclude each other"},
 	} {
 		var stdout, stderr strings.Builder
-		status := command(t.Context(), strings.Fields(of.args), &stdout, &stderr, false)
-		if said := stderr.String(); status != 2 || !strings.Contains(said, of.want) || !strings.Contains(said, "-clients int") || stdout.Len() > 0 {
+		status := command(t.Context(), strings.Fields(of.args), nothing, &stdout, &stderr, false)
+		if said := stderr.String(); status != 2 || !strings.Contains(said, of.want) || !strings.Contains(said, "\"stress -h\"") || stdout.Len() > 0 {
 			t.Errorf("%s: status %d, %s%s", of.args, status, stdout.String(), said)
 		}
 	}
@@ -56,8 +57,23 @@ func TestUsage(t *testing.T) {
 
 func TestHelp(t *testing.T) {
 	var stdout, stderr strings.Builder
-	if status := command(t.Context(), []string{"-h"}, &stdout, &stderr, false); status != 0 || !strings.Contains(stderr.String(), "-clients int") {
+	if status := command(t.Context(), []string{"-h"}, nothing, &stdout, &stderr, false); status != 0 || !strings.Contains(stdout.String(), "-clients many") || stderr.Len() > 0 {
 		t.Errorf("status %d, %s%s", status, stdout.String(), stderr.String())
+	}
+	stdout.Reset()
+	if status := command(t.Context(), []string{"-version"}, nothing, &stdout, &stderr, false); status != 0 || !strings.HasPrefix(stdout.String(), "stress ") || stderr.Len() > 0 {
+		t.Errorf("status %d, %s%s", status, stdout.String(), stderr.String())
+	}
+}
+
+// nothing is an environment.
+func nothing(string) (string, bool) { return "", false }
+
+func TestEnvironment(t *testing.T) {
+	env := map[string]string{"STRESS_TO": "localhost:1", "STRESS_MODE": "bulk", "STRESS_SIZE": "5", "STRESS_SEED": "7", "STRESS_INFLIGHT": "3"}
+	p, _, err := parse(nil, func(name string) (string, bool) { v, ok := env[name]; return v, ok })
+	if err != nil || p.to != "localhost:1" || p.mode != bulk || p.size != 5 || p.seed != 7 || p.inflight != 3 {
+		t.Errorf("%+v, %v", p, err)
 	}
 }
 
@@ -70,9 +86,9 @@ func TestDefaults(t *testing.T) {
 		{connections, parameters{Size: 1024}},
 		{bulk, parameters{Size: 65536, Inflight: 16}},
 	} {
-		p, status := parse([]string{"-to", "localhost:1", "-mode", string(of.mode)}, t.Output())
-		if p == nil {
-			t.Fatalf("status %d", status)
+		p, _, err := parse([]string{"-to", "localhost:1", "-mode", string(of.mode)}, nothing)
+		if err != nil {
+			t.Fatal(err)
 		}
 		want := of.want
 		want.To, want.Mode, want.Clients, want.Time, want.Timeout = "localhost:1", of.mode, 100, 10, 10

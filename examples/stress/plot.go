@@ -70,16 +70,6 @@ func (r *report) writeSVG(w io.Writer) error {
 	return err
 }
 
-// summary says in a line what came of it.
-func (r *report) summary() string {
-	s := fmt.Sprintf("%s each way, %s %s a second, ", amount(r.Rates.Bytes)+"/s", digits(r.Rates.Messages), r.Parameters.Mode.messages())
-	s += plural(r.Totals.Connections, "connection") + ", " + plural(r.Totals.Errors, "error")
-	if r.Totals.Unsent > 0 {
-		s += fmt.Sprintf(", %d due and unsent", r.Totals.Unsent)
-	}
-	return s
-}
-
 // thin returns a series of n samples at most, each for as many of the given ones. Counts
 // and rates are those of them all, latencies the worst.
 func thin(series []sample, n int) []sample {
@@ -161,7 +151,7 @@ func (d *drawing) latencies(r *report, top float64, columns []sample) {
 		high = max(high, s.P99)
 	}
 	p := panel{d, top, timeAxis(r.Elapsed), latencyAxis(low, high)}
-	p.frame("Latency over time", "time since the start, of each second; logarithmic upwards")
+	p.frame("Latency over time", "time since the start; logarithmic upwards")
 	if r.Latency.Count == 0 {
 		p.nothing()
 		return

@@ -70,7 +70,7 @@ func TestSVG(t *testing.T) {
 	svg := svgOf(t, r)
 	texts := checkXML(t, svg)
 	for _, want := range []string{
-		"stress " + r.Parameters.To, r.done(), "1.55 kB/s each way, 1.50 round trips a second, 4 connections, 2 errors, 1 due and unsent",
+		"stress " + r.Parameters.To, r.done(), "1.55 kB/s each way, 1.50 round trips a second, 4 connections, 2 errors, 1 of 2 due and unsent",
 		"Throughput", "round trips a second", "errors", "2 s", "Latency over time", "p50", "p99", "200 µs",
 		"Latency distribution", "90 %", "p50 150 µs", "max 352 µs",
 	} {

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+	"unicode/utf8"
 )
 
 var someSamples = []sample{
@@ -42,6 +43,16 @@ func TestProgressOnTerminal(t *testing.T) {
 		"\r    3s  3 clients  0 B/s  p50 -  p99 -  3 errors\n"
 	if b.String() != want {
 		t.Errorf("%q\nnot\n%q", b.String(), want)
+	}
+}
+
+// TestProgressFits cuts a line that a terminal would wrap.
+func TestProgressFits(t *testing.T) {
+	var b strings.Builder
+	p := &progress{w: &b, terminal: true, mode: roundTrips}
+	p.show(sample{To: 12345, Clients: 1_000_000, Messages: 1, MessagesPerSecond: 12_345_678, P50: 1234, P99: 123_456, Errors: 1_234_567})
+	if n := utf8.RuneCountInString(strings.TrimPrefix(b.String(), "\r")); n != 79 {
+		t.Errorf("%d characters: %q", n, b.String())
 	}
 }
 

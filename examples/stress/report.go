@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"math"
 	"runtime"
 	"strings"
 	"text/tabwriter"
@@ -24,9 +23,10 @@ type report struct {
 	CPUs        int        `json:"cpus"` // that the tester may use
 	Parameters  parameters `json:"parameters"`
 	Elapsed     float64    `json:"elapsed_seconds"` // until the last client had ended
+	Span        float64    `json:"span_seconds"`    // until time_seconds were over, or a signal came: messages were begun in it
 	Interrupted bool       `json:"interrupted"`     // by a signal, before time_seconds were over
 	Totals      totals     `json:"totals"`
-	Rates       rates      `json:"rates"`       // over elapsed_seconds
+	Rates       rates      `json:"rates"`       // of what was done in span_seconds
 	Latency     latencies  `json:"latency"`     // of verified messages
 	Percentiles []point    `json:"percentiles"` // the same as a curve, rising
 	Errors      failures   `json:"errors"`
@@ -55,7 +55,8 @@ type totals struct {
 	Bytes       int64 `json:"bytes"`       // that came back and were right, those of messages that then failed included
 	Connections int64 `json:"connections"` // opened
 	Errors      int64 `json:"errors"`      // each has ended a connection, or there was none
-	Unsent      int64 `json:"unsent"`      // messages that were due by rate_per_client before the end, and were not sent
+	Due         int64 `json:"due"`         // messages, by rate_per_client, in span_seconds; 0 without
+	Unsent      int64 `json:"unsent"`      // of those, messages that were not sent
 }
 
 type rates struct {
@@ -65,7 +66,7 @@ type rates struct {
 }
 
 // Latencies are measured from when a message was due (see schedule) to when its last byte
-// was verified, and are off by 0.5 % at most; min, max and mean are exact.
+// was verified, or in connections to the end that follows it, and are off by 0.5 % at most; min, max and mean are exact.
 type latencies struct {
 	Count int64   `json:"count"`
 	Min   float64 `json:"min_us"`
@@ -125,22 +126,24 @@ func newReport(p *params, m *meter, interrupted bool) *report {
 		CPUs:        runtime.GOMAXPROCS(0),
 		Parameters:  p.parameters(),
 		Elapsed:     elapsed,
+		Span:        seconds(m.span),
 		Interrupted: interrupted,
 		Totals: totals{
 			Messages:    h.count,
 			Bytes:       m.bytes,
 			Connections: m.connections.Load(),
 			Errors:      m.failures(),
+			Due:         m.due.Load(),
 			Unsent:      m.unsent.Load(),
 		},
 		Latency: latencies{
 			Count: h.count,
 			Min:   microseconds(h.min),
 			Mean:  microseconds(h.mean()),
-			P50:   microseconds(h.quantile(0.5)),
-			P90:   microseconds(h.quantile(0.9)),
-			P99:   microseconds(h.quantile(0.99)),
-			P999:  microseconds(h.quantile(0.999)),
+			P50:   microseconds(h.quantile(50, 100)),
+			P90:   microseconds(h.quantile(90, 100)),
+			P99:   microseconds(h.quantile(99, 100)),
+			P999:  microseconds(h.quantile(999, 1000)),
 			Max:   microseconds(h.max),
 		},
 		Percentiles: curve(h),
@@ -148,9 +151,9 @@ func newReport(p *params, m *meter, interrupted bool) *report {
 		Series:      m.series,
 	}
 	r.Rates = rates{
-		Messages:    perSecond(r.Totals.Messages, elapsed),
-		Bytes:       perSecond(r.Totals.Bytes, elapsed),
-		Connections: perSecond(r.Totals.Connections, elapsed),
+		Messages:    perSecond(m.inSpan.Messages, r.Span),
+		Bytes:       perSecond(m.inSpan.Bytes, r.Span),
+		Connections: perSecond(m.inSpan.Connections, r.Span),
 	}
 	if r.Errors.First == nil {
 		r.Errors.First = []sampleError{} // a list in JSON, too
@@ -168,10 +171,9 @@ func curve(h *histogram) []point {
 	if h.count == 0 {
 		return points
 	}
-	for above := 1.0; above*float64(h.count) > 1; above /= 10 {
-		for step := range 9 {
-			q := 1 - above*float64(10-step)/10
-			points = append(points, point{math.Round(q*1e14) / 1e12, microseconds(h.quantile(q))})
+	for of := uint64(10); of/10 < uint64(h.count); of *= 10 {
+		for part := of - 10; part < of-1; part++ { // of 10, 100, and so on
+			points = append(points, point{float64(part) / (float64(of) / 100), microseconds(h.quantile(part, of))})
 		}
 	}
 	return append(points, point{100, microseconds(h.max)})
@@ -189,7 +191,7 @@ func (r *report) done() string {
 	p := &r.Parameters
 	s := fmt.Sprintf("%s, %s of %s", plural(int64(p.Clients), "client"), p.Mode.messages(), plural(int64(p.Size), "byte"))
 	if p.Rate > 0 {
-		s += fmt.Sprintf(", %g a second each", p.Rate)
+		s += fmt.Sprintf(", %g a second each, %g in all", p.Rate, p.Rate*float64(p.Clients))
 	}
 	if p.TLS {
 		s += ", TLS"
@@ -198,6 +200,16 @@ func (r *report) done() string {
 		return s + fmt.Sprintf(", interrupted after %.1f s", r.Elapsed)
 	}
 	return s + fmt.Sprintf(", %.1f s", r.Elapsed)
+}
+
+// summary says in a line what came of it.
+func (r *report) summary() string {
+	s := fmt.Sprintf("%s each way, %s %s a second, ", amount(r.Rates.Bytes)+"/s", digits(r.Rates.Messages), r.Parameters.Mode.messages())
+	s += plural(r.Totals.Connections, "connection") + ", " + plural(r.Totals.Errors, "error")
+	if r.Totals.Unsent > 0 {
+		s += fmt.Sprintf(", %d of %d due and unsent", r.Totals.Unsent, r.Totals.Due)
+	}
+	return s
 }
 
 func (r *report) writeText(w io.Writer) error {
@@ -209,7 +221,11 @@ func (r *report) writeText(w io.Writer) error {
 	fmt.Fprintf(t, "verified\t%s\t%s a second each way\n", amount(float64(r.Totals.Bytes)), amount(r.Rates.Bytes))
 	fmt.Fprintf(t, "connections\t%d\t%s a second\n", r.Totals.Connections, digits(r.Rates.Connections))
 	if r.Totals.Unsent > 0 {
-		fmt.Fprintf(t, "unsent\t%d\tthat were due: slower than -rate\n", r.Totals.Unsent)
+		fmt.Fprintf(t, "unsent\t%d\tof %d that were due", r.Totals.Unsent, r.Totals.Due)
+		if r.Totals.Unsent > int64(r.Parameters.Clients) { // one each may be under way in the end
+			fmt.Fprint(t, ": slower than -rate")
+		}
+		fmt.Fprintln(t)
 	}
 	t.Flush()
 	if l := &r.Latency; l.Count > 0 {

@@ -27,8 +27,9 @@ func aReport() *report {
 		CPUs:        3,
 		Parameters:  parameters{To: "example.com:1", Mode: roundTrips, Clients: 2, Time: 10, Size: 1024, Rate: 0.5, Ramp: 1, Timeout: 4, TLS: true, Seed: 9},
 		Elapsed:     2,
+		Span:        1.5,
 		Interrupted: true,
-		Totals:      totals{Messages: 3, Bytes: 3100, Connections: 4, Errors: 2, Unsent: 1},
+		Totals:      totals{Messages: 3, Bytes: 3100, Connections: 4, Errors: 2, Due: 2, Unsent: 1},
 		Rates:       rates{Messages: 1.5, Bytes: 1550, Connections: 2},
 		Latency:     latencies{Count: 3, Min: 100, Mean: 200.5, P50: 150, P90: 351.5, P99: 351.5, P999: 351.5, Max: 351.5},
 		Percentiles: []point{{0, 100}, {50, 150}, {100, 351.5}},
@@ -69,12 +70,14 @@ func TestJSON(t *testing.T) {
 		"seed": 9
 	},
 	"elapsed_seconds": 2,
+	"span_seconds": 1.5,
 	"interrupted": true,
 	"totals": {
 		"messages": 3,
 		"bytes": 3100,
 		"connections": 4,
 		"errors": 2,
+		"due": 2,
 		"unsent": 1
 	},
 	"rates": {
@@ -195,12 +198,12 @@ func TestEmptyJSON(t *testing.T) {
 }
 
 func TestText(t *testing.T) {
-	want := `example.com:1: 2 clients, round trips of 1024 bytes, 0.5 a second each, TLS, interrupted after 2.0 s
+	want := `example.com:1: 2 clients, round trips of 1024 bytes, 0.5 a second each, 1 in all, TLS, interrupted after 2.0 s
 
 round trips  3        1.50 a second
 verified     3.10 kB  1.55 kB a second each way
 connections  4        2 a second
-unsent       1        that were due: slower than -rate
+unsent       1        of 2 that were due
 
 latency  p50     p90     p99     p99.9   max     mean
          150 µs  352 µs  352 µs  352 µs  352 µs  200 µs
@@ -224,13 +227,13 @@ latency  p50     p90     p99     p99.9   max     mean
 func TestUnits(t *testing.T) {
 	for us, want := range map[float64]string{
 		0: "0 µs", 0.5: "0.50 µs", 12.34: "12.3 µs", 999.4: "999 µs", 1000: "1 ms", 1234: "1.23 ms",
-		56_789: "56.8 ms", 2e6: "2 s", 12.34e6: "12.3 s", 100e6: "100 s", 7200e6: "7200 s",
+		56_789: "56.8 ms", 999.7: "1.00 ms", 999_700: "1.00 s", 2e6: "2 s", 12.34e6: "12.3 s", 100e6: "100 s", 7200e6: "7200 s",
 	} {
 		if got := duration(us); got != want {
 			t.Errorf("%v us is %s, not %s", us, got, want)
 		}
 	}
-	for bytes, want := range map[float64]string{0: "0 B", 999: "999 B", 1024: "1.02 kB", 65.5e3: "65.5 kB", 3e6: "3 MB", 123.4e9: "123 GB"} {
+	for bytes, want := range map[float64]string{0: "0 B", 999: "999 B", 999.6: "1.00 kB", 999_700: "1.00 MB", 999.7e6: "1.00 GB", 1024: "1.02 kB", 65.5e3: "65.5 kB", 3e6: "3 MB", 123.4e9: "123 GB"} {
 		if got := amount(bytes); got != want {
 			t.Errorf("%v bytes are %s, not %s", bytes, got, want)
 		}
