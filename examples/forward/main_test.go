@@ -506,7 +506,7 @@ func TestEndedWithClients(t *testing.T) {
 	<-served
 	startRelay(t, at, relay.WithTokens("another"))
 	eventually(t, "it stops", func() bool { return strings.Contains(r.log.String(), "msg=stopping") })
-	if got := r.mappings[0].row(); got.state != ended || got.stats.Live != 1 {
+	if got := r.mappings[0].row(); got.state != ended || r.mappings[0].stats().Live != 1 {
 		t.Errorf("%+v", got)
 	}
 	wantExchange(t, c, strings.Repeat("still here? ", 10_000))
@@ -571,7 +571,7 @@ func TestAddressChanges(t *testing.T) {
 	_, port, _ := net.SplitHostPort(one)
 	closeFirst()
 	_, closeSecond := startRelay(t, at, relay.WithAdvertisedHost("one.example.com"))
-	eventually(t, "it is back", func() bool { return r.mappings[0].row().stats.Reconnects == 1 })
+	eventually(t, "it is back", func() bool { return r.mappings[0].stats().Reconnects == 1 })
 	closeSecond()
 	startRelay(t, at, relay.WithAdvertisedHost("two.example.com"))
 	want := "one.example.com:" + port + "\ntwo.example.com:" + port + "\n"

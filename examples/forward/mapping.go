@@ -309,11 +309,11 @@ func (m *mapping) announce(addr string) {
 	}
 }
 
-// row returns how the mapping is.
+// row returns how the mapping is, but for its figures.
 func (m *mapping) row() row {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	r := row{addr: m.addr, target: m.text, state: m.state, since: m.since, why: m.why, missed: m.missed.Total(), stats: m.statsLocked()}
+	r := row{addr: m.addr, target: m.text, state: m.state, since: m.since, why: m.why, missed: m.missed.Total()}
 	if r.addr == "" { // what it is going to be
 		r.addr = cmp.Or(m.hostname, "any port")
 		if m.port != 0 {
@@ -334,8 +334,10 @@ func (m *mapping) forgetLocked() {
 	})
 }
 
-// statsLocked returns the figures of all listeners that there were.
-func (m *mapping) statsLocked() relay.Stats {
+// stats returns the figures of all listeners that there were.
+func (m *mapping) stats() relay.Stats {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	m.forgetLocked()
 	all := m.past
 	for _, ln := range m.listeners {

@@ -109,7 +109,7 @@ func TestSharedAway(t *testing.T) {
 			go func() { c, _ := bad.Accept(); served <- c }()
 			stays := [2]*net.TCPConn{dial(t, addr), dial(t, addr)}
 			eventually(t, "each has one", func() bool {
-				return r.mappings[0].row().stats.Live == 1 && m.row().stats.Live == 1
+				return r.mappings[0].stats().Live == 1 && m.stats().Live == 1
 			})
 			local := <-served
 			defer local.Close()
@@ -131,8 +131,8 @@ func TestSharedAway(t *testing.T) {
 				visit(addr)
 				return false
 			})
-			if got := m.row(); got.stats.Live != 1 || got.stats.Accepted < 2 || got.why == "" {
-				t.Errorf("away: %+v", got)
+			if got, stats := m.row(), m.stats(); stats.Live != 1 || stats.Accepted < 2 || got.why == "" {
+				t.Errorf("away: %+v, %+v", got, stats)
 			}
 			if got := strings.Count(r.log.String(), "target is away"); got != 1 {
 				t.Errorf("it was said %d times", got)
@@ -158,7 +158,7 @@ func TestSharedAway(t *testing.T) {
 			if one, two := <-got, <-got; !strings.Contains(one+two, "still here?") {
 				t.Errorf("those who stayed read %q and %q", one, two)
 			}
-			eventually(t, "they are counted", func() bool { s := m.row().stats; return s.Live == 0 && s.Accepted > 2 })
+			eventually(t, "they are counted", func() bool { s := m.stats(); return s.Live == 0 && s.Accepted > 2 })
 			r.stop()
 			r.ended(t)
 			if len(r.failed) > 0 || r.cut {

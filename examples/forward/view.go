@@ -7,6 +7,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/tcprelay/relay"
 )
 
 // A sample is what had been carried at one time.
@@ -34,6 +36,13 @@ func (h *history) add(s sample) (in, out float64) {
 	return in, out
 }
 
+// Figures are those of a mapping, as they were last looked at.
+type figures struct {
+	history
+	stats           relay.Stats
+	inRate, outRate float64
+}
+
 // What is sent to a terminal besides text: to begin, on a screen of its own, without a
 // cursor and without wrapping lines; before a frame, before a line, and behind the last;
 // and to end.
@@ -54,13 +63,13 @@ func canView(f *os.File) bool {
 
 // A view draws the mappings of a forwarder on a terminal.
 type view struct {
-	f         *forwarder
-	notes     *notes
-	out       *os.File
-	start     time.Time
-	histories []history // one a mapping; of the goroutine that draws
-	stop      chan struct{}
-	stopped   chan struct{}
+	f       *forwarder
+	notes   *notes
+	out     *os.File
+	start   time.Time
+	figures []figures // one a mapping; of the goroutine that draws
+	stop    chan struct{}
+	stopped chan struct{}
 
 	mu    sync.Mutex // held while something is written
 	drawn bool       // the screen is ours
@@ -68,7 +77,7 @@ type view struct {
 }
 
 func newView(f *forwarder, n *notes, out *os.File) *view {
-	return &view{f: f, notes: n, out: out, start: time.Now(), histories: make([]history, len(f.mappings)),
+	return &view{f: f, notes: n, out: out, start: time.Now(), figures: make([]figures, len(f.mappings)),
 		stop: make(chan struct{}), stopped: make(chan struct{})}
 }
 
@@ -105,18 +114,21 @@ func inTime(f func()) {
 	}
 }
 
-// keepDrawing draws every second, and when something happens, but not all the time. It ends
-// when stop is closed.
+// keepDrawing draws every second, and when something happens, but not all the time, nor with
+// new figures then, which take a look at each client. It ends when stop is closed.
 func (v *view) keepDrawing() {
 	defer close(v.stopped)
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
+	count := true
 	for {
-		v.draw()
+		v.draw(count)
 		pause := time.After(100 * time.Millisecond)
 		select {
 		case <-tick.C:
+			count = true
 		case <-v.notes.changed:
+			count = false
 		case <-v.stop:
 			return
 		}
@@ -153,10 +165,10 @@ func (v *view) leave() {
 	}
 }
 
-func (v *view) draw() {
+func (v *view) draw(count bool) {
 	width, height, _ := terminalSize(v.out)
 	width, height = sizeOr(width, height)
-	lines := render(v.snapshot(), width, height, os.Getenv("NO_COLOR") == "")
+	lines := render(v.snapshot(count), width, height, os.Getenv("NO_COLOR") == "")
 	// Lines are cleared before they are written: behind one that fills its line the cursor
 	// is still on the last character.
 	frame := toTop + clearLine + strings.Join(lines, "\r\n"+clearLine)
@@ -184,11 +196,17 @@ func sizeOr(width, height int) (int, int) {
 	return width, height
 }
 
-func (v *view) snapshot() *snapshot {
+// snapshot returns what is to be drawn, with the figures of now or those of before.
+func (v *view) snapshot(count bool) *snapshot {
 	s := &snapshot{relay: v.f.relay, start: v.start, now: time.Now(), notes: v.notes.last()}
 	for i, m := range v.f.mappings {
+		fig := &v.figures[i]
+		if count {
+			fig.stats = m.stats()
+			fig.inRate, fig.outRate = fig.add(sample{s.now, fig.stats.BytesIn, fig.stats.BytesOut})
+		}
 		r := m.row()
-		r.inRate, r.outRate = v.histories[i].add(sample{s.now, r.stats.BytesIn, r.stats.BytesOut})
+		r.stats, r.inRate, r.outRate = fig.stats, fig.inRate, fig.outRate
 		s.rows = append(s.rows, r)
 	}
 	return s
