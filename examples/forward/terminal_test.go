@@ -332,22 +332,23 @@ func TestViewInBackground(t *testing.T) {
 	s.eventually(t, "  connected ")
 	addr, _, _ := strings.Cut(strings.Split(s.text(), "\n")[2], " -> ")
 	c := dial(t, addr)
-	toBackground := func() {
+	toBackground := func() (views int) { // that there were before
 		t.Helper()
 		io.WriteString(keyboard, "\x1a")
 		eventually(t, "it stops, and leaves the terminal", func() bool {
 			_, restored := s.ours()
 			return restored && stopped(j.pid)
 		})
+		views = s.viewed()
 		j.do(t, "bg")
 		wantExchange(t, c, "hello")
+		return views
 	}
 	toBackground()
 	j.do(t, "fg")
 	s.eventually(t, "  connected ", "clients: 1 (1 in all)")
 
-	toBackground()
-	views := s.viewed()
+	views := toBackground()
 	if p, err := os.FindProcess(j.pid); err != nil || p.Signal(syscall.SIGTERM) != nil {
 		t.Fatal("no signal can be sent")
 	}
