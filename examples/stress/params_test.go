@@ -57,7 +57,7 @@ func TestUsage(t *testing.T) {
 
 func TestHelp(t *testing.T) {
 	var stdout, stderr strings.Builder
-	if status := command(t.Context(), []string{"-h"}, nothing, &stdout, &stderr, false); status != 0 || !strings.Contains(stdout.String(), "-clients many") || stderr.Len() > 0 {
+	if status := command(t.Context(), []string{"-h"}, nothing, &stdout, &stderr, false); status != 0 || !strings.Contains(stdout.String(), "-clients number") || stderr.Len() > 0 {
 		t.Errorf("status %d, %s%s", status, stdout.String(), stderr.String())
 	}
 	stdout.Reset()

@@ -195,20 +195,21 @@ const (
 // Help prints the help.
 func (f *Flags) Help(w io.Writer) {
 	fmt.Fprintf(w, "%s\n", strings.TrimSpace(f.intro))
-	lists := false
+	var lists []string
 	for _, g := range f.groups {
 		fmt.Fprintf(w, "\n%s:\n", g.title)
 		for _, name := range g.names {
 			fl := f.set.Lookup(name)
-			_, list := fl.Value.(*List)
-			lists = lists || list
+			if _, ok := fl.Value.(*List); ok {
+				lists = append(lists, "-"+name)
+			}
 			f.describe(w, fl)
 		}
 	}
 	first := f.groups[0].names[0]
 	fmt.Fprintf(w, "\nThe environment can give each flag too, -%s as %s.\n", first, f.variable(first))
-	if lists {
-		fmt.Fprintln(w, "There, a flag that may be given several times has commas between its values.")
+	if len(lists) > 0 {
+		fmt.Fprintf(w, "Several values of %s have commas between them there.\n", strings.Join(lists, " or "))
 	}
 }
 

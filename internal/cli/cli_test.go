@@ -172,7 +172,7 @@ How:
   -seed uint            a seed
 
 The environment can give each flag too, -listen as RELAYD_LISTEN.
-There, a flag that may be given several times has commas between its values.
+Several values of -hosts have commas between them there.
 `
 	f, _ := flags()
 	var b strings.Builder
