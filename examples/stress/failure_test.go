@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -309,3 +310,28 @@ func TestPayloadsDiffer(t *testing.T) {
 }
 
 func join(parts ...[]byte) []byte { return bytes.Join(parts, nil) }
+
+// A reset that the system has told who sends is none the less one for who receives, and
+// sees the end of the connection.
+func TestResetToldOnce(t *testing.T) {
+	told := &net.OpError{Op: "write", Err: os.NewSyscallError("write", syscall.ECONNRESET)}
+	behindEnd := &net.OpError{Op: "write", Err: os.NewSyscallError("write", syscall.EPIPE)}
+	for _, tt := range []struct {
+		sends error
+		want  kind
+	}{{told, reset}, {behindEnd, earlyEOF}, {net.ErrClosed, earlyEOF}, {nil, earlyEOF}} {
+		a, b := tcptest.Pair(t)
+		defer b.Close()
+		l := &link{conn: a}
+		seen := make(chan struct{})
+		err := l.duplex(t.Context(), func(ctx context.Context) error {
+			<-ctx.Done() // when the other one has seen its end
+			close(seen)
+			return tt.sends
+		}, func() error { return fmt.Errorf("receiving: %w", io.EOF) })
+		<-seen
+		if got := kindOf(err); got != tt.want {
+			t.Errorf("sending ended with %v: %v is %v, not %v", tt.sends, err, got, tt.want)
+		}
+	}
+}

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -47,18 +48,23 @@ func (l *link) exchange(n int, last bool) error {
 
 // duplex runs send and receive at the same time and returns when both have. The error of
 // the one that fails first is returned, and ends the other: it ends the context of send,
-// and closes the connection.
+// and closes the connection. But the system tells a reset once, and if it told send what
+// receive has seen is no end, although it looks like one.
 func (l *link) duplex(ctx context.Context, send func(context.Context) error, receive func() error) (first error) {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
-	var once sync.Once
+	var mu sync.Mutex
 	ended := func(err error) {
-		if err != nil {
-			once.Do(func() {
-				first = err
-				stop()
-				l.Close()
-			})
+		mu.Lock()
+		defer mu.Unlock()
+		switch {
+		case err == nil:
+		case first == nil:
+			first = err
+			stop()
+			l.Close()
+		case kindOf(first) == earlyEOF && isAny(err, syscall.ECONNRESET, windowsReset): // behind an end it is EPIPE
+			first = err
 		}
 	}
 	var receiver sync.WaitGroup
