@@ -558,15 +558,3 @@ func TestNoToken(t *testing.T) {
 		}
 	}
 }
-
-// A public listener has to say where it is.
-func TestListenWithoutPort(t *testing.T) {
-	ln := listenInMemory() // whose address is no host and port
-	srv, addr, log := startLogged(t, relay.WithListen(func(context.Context, string, string) (net.Listener, error) { return ln, nil }))
-	_, err := signUp(t.Context(), addr)
-	expectRegisterError(t, err, addr, relay.CodePortUnavailable)
-	if e := log.wait(t, "registration failed", 1)[0]; !strings.Contains(fmt.Sprint(e.attrs["err"]), "WithListen") {
-		t.Errorf("logged %+v", e)
-	}
-	eventually(t, "no service", func() bool { return len(srv.Services()) == 0 })
-}

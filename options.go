@@ -240,12 +240,12 @@ func WithEvents(f func(Event)) Option {
 
 // WithListen has listen make the public listeners, for those that need their own: with a
 // PROXY protocol in front, SO_REUSEPORT, sockets of systemd, or a network in memory for
-// tests (see the example InMemory). Network is "tcp" and address a host and port; port 0 is any. An
-// error that matches syscall.EADDRINUSE says that the port is taken. The listener's Addr
-// is a host and port too. Connections
-// should have the methods CloseWrite and SetLinger that a *net.TCPConn has; without
-// them a half-close or a reset is not passed on. SetLinger and the listener's Close must
-// not wait for anything. Nil, the default, is net.ListenConfig.
+// tests (see the example InMemory). Network is "tcp" and address a host and port; port 0 is
+// any. An error that matches syscall.EADDRINUSE says that the port is taken. Apps are told
+// the port in the listener's Addr, 0 if that has none, as a Unix socket's. Connections
+// should have the methods CloseWrite and SetLinger that a *net.TCPConn has; without them a
+// half-close or a reset is not passed on. SetLinger and the listener's Close must not wait
+// for anything. Nil, the default, is net.ListenConfig.
 func WithListen(listen func(ctx context.Context, network, address string) (net.Listener, error)) ServerOption {
 	return serverOption(func(c *serverConfig) error {
 		c.ports.ListenFunc = listen

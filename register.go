@@ -539,13 +539,6 @@ func (s *Server) open(ctx context.Context, registration net.Listener, svc *servi
 		close(svc.opened)
 		return err
 	}
-	if svc.host == "" && portOf(ln.Addr()) == 0 {
-		ln.Close()
-		svc.endLocked()
-		close(svc.opened)
-		return refuse(wire.CodePortUnavailable, "the relay cannot listen on its public host",
-			fmt.Errorf("WithListen: a listener whose address is %.100q, which is no host and port", ln.Addr()))
-	}
 	addr := ln.Addr().String()
 	if svc.host == "" {
 		addr = net.JoinHostPort(s.advertisedHost(ln, m.sess), strconv.Itoa(portOf(ln.Addr())))

@@ -1,7 +1,6 @@
 package parts
 
 import (
-	"fmt"
 	"regexp"
 )
 
@@ -25,16 +24,16 @@ func (r *Running) Relayd() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	line, err := p.Line()
-	if err != nil {
-		return "", err
+	for {
+		line, err := p.Line()
+		if err != nil {
+			return "", err
+		}
+		if m := listening.FindStringSubmatch(line); m != nil {
+			go p.Drain() // the log goes on
+			return m[1], nil
+		}
 	}
-	m := listening.FindStringSubmatch(line)
-	if m == nil {
-		return "", fmt.Errorf("relayd says %q", line)
-	}
-	go p.Drain() // the log goes on
-	return m[1], nil
 }
 
 // Via returns the address at which what is at addr is reached, through something else.
