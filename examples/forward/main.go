@@ -215,7 +215,7 @@ func (c *config) credentials() ([]relay.RegisterOption, error) {
 	}
 	config := new(tls.Config)
 	if c.ca != "" {
-		pool, err := cli.CAs(c.ca)
+		pool, err := cli.CAs("ca", c.ca)
 		if err != nil {
 			return nil, err
 		}

@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"net"
-	"net/netip"
 
 	"github.com/tcprelay/relay/internal/wire"
 )
@@ -43,7 +42,7 @@ const (
 
 // appendHeader appends the header of a connection that a client made to a public address.
 func (v proxyVersion) appendHeader(b []byte, client, public net.Addr) []byte {
-	src, dst := addrPort(client), addrPort(public)
+	src, dst := wire.AddrPort(client), wire.AddrPort(public)
 	known := src.IsValid() && dst.IsValid() && src.Addr().Is4() == dst.Addr().Is4()
 	switch {
 	case v == proxyV2 && known:
@@ -58,15 +57,4 @@ func (v proxyVersion) appendHeader(b []byte, client, public net.Addr) []byte {
 		family = 4
 	}
 	return fmt.Appendf(b, "PROXY TCP%d %s %s %d %d\r\n", family, src.Addr(), dst.Addr(), src.Port(), dst.Port())
-}
-
-// addrPort returns an address of TCP, without a zone, which means nothing elsewhere, and
-// the zero value for what is none.
-func addrPort(a net.Addr) netip.AddrPort {
-	tcp, ok := a.(*net.TCPAddr)
-	if !ok {
-		return netip.AddrPort{}
-	}
-	ap := tcp.AddrPort()
-	return netip.AddrPortFrom(ap.Addr().Unmap().WithZone(""), ap.Port())
 }

@@ -5,7 +5,6 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -19,6 +18,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/tcprelay/relay"
+	"github.com/tcprelay/relay/internal/cli"
 )
 
 // askTime is how long it may take to ask about all services whether they may stay. There
@@ -194,14 +194,9 @@ func (c *config) tls(first bool) (*tls.Config, error) {
 	}
 	config := &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{cert}}
 	if c.clientCA != "" {
-		pem, err := os.ReadFile(c.clientCA)
-		if err != nil {
-			return nil, fmt.Errorf("-client-ca: %w", err)
-		}
 		config.ClientAuth = tls.RequireAndVerifyClientCert
-		config.ClientCAs = x509.NewCertPool()
-		if !config.ClientCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("-client-ca: no certificate in %s", c.clientCA)
+		if config.ClientCAs, err = cli.CAs("client-ca", c.clientCA); err != nil {
+			return nil, err
 		}
 	}
 	return config, nil

@@ -197,7 +197,7 @@ func (p *params) parameters() parameters {
 func (p *params) tlsConfig() (*tls.Config, error) {
 	config := &tls.Config{InsecureSkipVerify: p.insecure}
 	if p.ca != "" {
-		pool, err := cli.CAs(p.ca)
+		pool, err := cli.CAs("ca", p.ca)
 		if err != nil {
 			return nil, err
 		}

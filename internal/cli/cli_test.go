@@ -148,7 +148,7 @@ func TestCAs(t *testing.T) {
 		t.Fatal(err)
 	}
 	for file, says := range map[string]string{empty: "no certificate", empty + ".none": "-ca: "} {
-		if pool, err := CAs(file); pool != nil || err == nil || !strings.Contains(err.Error(), says) {
+		if pool, err := CAs("ca", file); pool != nil || err == nil || !strings.Contains(err.Error(), says) {
 			t.Errorf("%s: %v", file, err)
 		}
 	}

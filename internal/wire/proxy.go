@@ -36,7 +36,7 @@ var (
 // address it came in at. Addresses that are not of TCP are said to be unknown.
 func AppendProxy(b []byte, src, dst net.Addr) []byte {
 	b = append(b, proxySignature...)
-	s, d := addrPort(src), addrPort(dst)
+	s, d := AddrPort(src), AddrPort(dst)
 	switch {
 	case !s.IsValid() || !d.IsValid():
 		return append(b, proxyProxy, proxyUnspec, 0, 0)
@@ -54,13 +54,15 @@ func AppendProxy(b []byte, src, dst net.Addr) []byte {
 	return binary.BigEndian.AppendUint16(b, d.Port())
 }
 
-func addrPort(a net.Addr) netip.AddrPort {
+// AddrPort returns an address of TCP, without a zone, which means nothing elsewhere, and the
+// zero value for what is none.
+func AddrPort(a net.Addr) netip.AddrPort {
 	t, ok := a.(*net.TCPAddr)
 	if !ok {
 		return netip.AddrPort{}
 	}
 	ap := t.AddrPort()
-	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+	return netip.AddrPortFrom(ap.Addr().Unmap().WithZone(""), ap.Port())
 }
 
 // ParseProxy reads the header at the start of b and returns its length. The
