@@ -1,16 +1,16 @@
 package pump
 
 import (
+	"errors"
 	"io"
 	"os"
 	"syscall"
 
 	"github.com/tcprelay/relay/internal/socket"
+	"github.com/tcprelay/relay/internal/splice"
 )
 
-// leastSplice is how much a splice has to move for the next one to be worth its pipe: a
-// read and a write are cheaper for less.
-const leastSplice = 8 << 10
+var errNoPipe = errors.New("no pipe")
 
 // copySockets is Copy between two sockets of the net package itself. It waits with
 // nothing in hand, reads what comes, and splices while there is much.
@@ -19,8 +19,8 @@ func copySockets(dst io.Writer, src io.Reader, m *Meter, tap func([]byte) bool) 
 	if from == nil || to == nil {
 		return false, nil, nil
 	}
-	pipes.enter()
-	defer pipes.leave()
+	splice.Enter()
+	defer splice.Leave()
 	s := &sockets{m: m, from: from, to: to, tap: tap}
 	s.tryIn, s.tryOut = s.in, s.out
 	for {
@@ -39,7 +39,7 @@ type sockets struct {
 
 	bulk bool            // the last step moved much
 	buf  *[bulkSize]byte // what came is in either of these
-	pipe *pipe
+	pipe *splice.Pipe
 	rest []byte // of buf, to be written
 	n    int    // how much came, or is left in the pipe
 	err  error
@@ -60,7 +60,7 @@ func (s *sockets) step() (end bool, rerr, werr error) {
 		return true, nil, nil
 	}
 	if s.pipe != nil {
-		s.bulk = s.n >= leastSplice
+		s.bulk = s.n >= splice.Least
 	} else {
 		s.bulk = s.n == bulkSize && s.tap == nil
 		s.rest = s.buf[:s.n]
@@ -74,13 +74,10 @@ func (s *sockets) step() (end bool, rerr, werr error) {
 	if werr == nil {
 		werr = s.err
 	}
-	switch {
-	case s.buf != nil:
+	if s.buf != nil {
 		bulkBuffers.Put(s.buf)
-	case werr != nil: // there may be something left in it
-		pipes.discard(s.pipe)
-	default:
-		pipes.put(s.pipe)
+	} else {
+		s.pipe.Put()
 	}
 	s.buf, s.rest, s.pipe = nil, nil, nil
 	return false, nil, werr
@@ -89,7 +86,7 @@ func (s *sockets) step() (end bool, rerr, werr error) {
 // in takes what has come, and what holds it only then.
 func (s *sockets) in(fd uintptr) bool {
 	if s.bulk {
-		return s.spliceIn(int(fd))
+		return s.spliceIn(fd)
 	}
 	s.buf = bulkBuffers.Get().(*[bulkSize]byte)
 	s.n, s.err = retry("read", func() (int, error) { return syscall.Read(int(fd), s.buf[:]) })
@@ -101,56 +98,46 @@ func (s *sockets) in(fd uintptr) bool {
 	return s.err != syscall.EAGAIN
 }
 
-func (s *sockets) spliceIn(fd int) bool {
-	if s.pipe = pipes.get(); s.pipe == nil {
+func (s *sockets) spliceIn(fd uintptr) bool {
+	if s.pipe = splice.Get(); s.pipe == nil {
 		s.err = errNoPipe
 		return true
 	}
-	s.n, s.err = splice(fd, s.pipe.w, pipeSize)
+	s.n, s.err = s.pipe.Fill(fd, splice.Size)
 	if s.n > 0 {
 		return true
 	}
-	pipes.put(s.pipe)
+	s.pipe.Put()
 	s.pipe = nil
 	return s.err != syscall.EAGAIN
 }
 
 // out hands on what in took, and returns false when the socket is full.
 func (s *sockets) out(fd uintptr) bool {
-	for s.n > 0 {
-		var n int
-		if s.pipe != nil {
-			n, s.err = splice(s.pipe.r, int(fd), s.n)
-			if n == 0 && s.err == nil {
-				s.err = io.ErrUnexpectedEOF // of a pipe that holds something
-			}
-		} else {
-			n, s.err = retry("write", func() (int, error) { return syscall.Write(int(fd), s.rest) })
-			s.rest = s.rest[n:]
-		}
-		if s.err == syscall.EAGAIN {
-			s.err = nil
-			return false
-		}
-		if s.err != nil {
-			return true
-		}
-		s.n -= n
-		s.m.Moved.Add(int64(n))
+	var n int
+	if s.pipe != nil {
+		n, s.err = s.pipe.Drain(fd)
+	} else {
+		n, s.err = s.writeRest(fd)
 	}
-	return true
+	s.n -= n
+	s.m.Moved.Add(int64(n))
+	return s.n == 0 || s.err != nil
 }
 
-const (
-	spliceMove     = 1 // fcntl.h: SPLICE_F_MOVE
-	spliceNonblock = 2 // SPLICE_F_NONBLOCK
-)
-
-func splice(from, to, size int) (int, error) {
-	return retry("splice", func() (int, error) {
-		n, err := syscall.Splice(from, nil, to, nil, size, spliceMove|spliceNonblock)
-		return int(n), err
-	})
+func (s *sockets) writeRest(fd uintptr) (n int, err error) {
+	for len(s.rest) > 0 {
+		m, err := retry("write", func() (int, error) { return syscall.Write(int(fd), s.rest) })
+		n += m
+		s.rest = s.rest[m:]
+		if err == syscall.EAGAIN {
+			break
+		}
+		if err != nil {
+			return n, err
+		}
+	}
+	return n, nil
 }
 
 // retry calls f until no signal interrupts it. EAGAIN stays as it is, for the pump.

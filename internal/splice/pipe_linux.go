@@ -1,0 +1,166 @@
+package splice
+
+import (
+	"io"
+	"math"
+	"os"
+	"sync"
+	"syscall"
+
+	"github.com/tcprelay/relay/internal/nofile"
+)
+
+const (
+	// Size is what a pipe is asked to hold: what io.Copy's do, and pipe(7) allows
+	// anybody.
+	Size = 1 << 20
+	// spares is how many empty pipes are kept for whoever has bulk next.
+	spares = 16
+)
+
+// most bounds the pipes, which a destination that takes nothing holds on to, to a
+// tenth of the process's files.
+var most = sync.OnceValue(func() int {
+	if files := nofile.Limit(); files > 0 {
+		return max(files/20, spares)
+	}
+	return math.MaxInt
+})
+
+// A Pipe is what the kernel splices through. It belongs to the one who has bytes in it.
+type Pipe struct{ r, w, held int }
+
+// Held returns how many bytes are in the pipe.
+func (p *Pipe) Held() int { return p.held }
+
+// Fill moves up to n bytes from a socket into the pipe, of those that are there. EAGAIN
+// says that none are, and no bytes without an error that there will be none.
+func (p *Pipe) Fill(socket uintptr, n int) (int, error) {
+	n, err := splice(int(socket), p.w, n)
+	p.held += n
+	return n, err
+}
+
+// Drain moves what is in the pipe to a socket, as far as that takes it now. Less than all
+// is no error.
+func (p *Pipe) Drain(socket uintptr) (n int, err error) {
+	for p.held > 0 {
+		m, err := splice(p.r, int(socket), p.held)
+		if m == 0 && err == nil {
+			err = io.ErrUnexpectedEOF // of a pipe that holds something
+		}
+		n += m
+		p.held -= m
+		if err == syscall.EAGAIN {
+			break
+		}
+		if err != nil {
+			return n, err
+		}
+	}
+	return n, nil
+}
+
+// Read copies out of the pipe, which must hold something.
+func (p *Pipe) Read(b []byte) (int, error) {
+	n, err := retry(func() (int, error) { return syscall.Read(p.r, b) })
+	p.held -= n
+	return n, wrap("read", err)
+}
+
+const (
+	spliceMove     = 1 // fcntl.h: SPLICE_F_MOVE
+	spliceNonblock = 2 // SPLICE_F_NONBLOCK
+)
+
+func splice(from, to, n int) (int, error) {
+	n, err := retry(func() (int, error) {
+		n, err := syscall.Splice(from, nil, to, nil, n, spliceMove|spliceNonblock)
+		return int(n), err
+	})
+	return n, wrap("splice", err)
+}
+
+// wrap leaves nil and EAGAIN as they are.
+func wrap(call string, err error) error {
+	if err == syscall.EAGAIN {
+		return err
+	}
+	return os.NewSyscallError(call, err)
+}
+
+// store has the empty pipes. They are closed when the last user leaves, so that none is
+// left without an owner.
+var store struct {
+	mu    sync.Mutex
+	users int
+	pipes int // that there are
+	empty []*Pipe
+}
+
+// Enter says that somebody may want pipes, until Leave.
+func Enter() {
+	store.mu.Lock()
+	store.users++
+	store.mu.Unlock()
+}
+
+// Leave takes an Enter back. Pipes may be put back after it.
+func Leave() {
+	store.mu.Lock()
+	defer store.mu.Unlock()
+	if store.users--; store.users > 0 {
+		return
+	}
+	for _, p := range store.empty {
+		p.close()
+	}
+	store.pipes -= len(store.empty)
+	store.empty = nil
+}
+
+// Get returns an empty pipe, or nil if there are no files left for it.
+func Get() *Pipe {
+	store.mu.Lock()
+	if n := len(store.empty); n > 0 {
+		p := store.empty[n-1]
+		store.empty = store.empty[:n-1]
+		store.mu.Unlock()
+		return p
+	}
+	full := store.pipes >= most()
+	if !full {
+		store.pipes++
+	}
+	store.mu.Unlock()
+	if full {
+		return nil
+	}
+	var fds [2]int
+	if syscall.Pipe2(fds[:], syscall.O_CLOEXEC|syscall.O_NONBLOCK) != nil {
+		store.mu.Lock()
+		store.pipes--
+		store.mu.Unlock()
+		return nil
+	}
+	const setPipeSize = 1031 // fcntl.h: F_SETPIPE_SZ; it is no harm if that is refused
+	syscall.Syscall(syscall.SYS_FCNTL, uintptr(fds[0]), setPipeSize, Size)
+	return &Pipe{r: fds[0], w: fds[1]}
+}
+
+// Put gives the pipe back. What it holds is dropped.
+func (p *Pipe) Put() {
+	store.mu.Lock()
+	defer store.mu.Unlock()
+	if p.held == 0 && store.users > 0 && len(store.empty) < spares {
+		store.empty = append(store.empty, p)
+		return
+	}
+	store.pipes--
+	p.close()
+}
+
+func (p *Pipe) close() {
+	syscall.Close(p.r)
+	syscall.Close(p.w)
+}
