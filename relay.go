@@ -127,6 +127,7 @@ import (
 	"time"
 
 	"github.com/tcprelay/relay/internal/quota"
+	"github.com/tcprelay/relay/internal/socket"
 	"github.com/tcprelay/relay/internal/tally"
 )
 
@@ -236,6 +237,7 @@ func (s *Server) Serve(ln net.Listener) error {
 // acceptLoop calls handle with each connection. Errors that pass, such as that no file
 // descriptor is left, are waited out.
 func (s *Server) acceptLoop(ln net.Listener, handle func(net.Conn)) error {
+	socket.Unpaced(ln)
 	var delay time.Duration
 	for {
 		conn, err := ln.Accept()

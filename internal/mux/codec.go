@@ -59,6 +59,18 @@ func (e *encoder) appendGoAway(dst []byte, last uint32, code Code) []byte {
 	return e.appendFrame(dst, &e.goAway, e.goAway.Pack(frame.StreamId(last), frame.ErrorCode(code), nil))
 }
 
+// nothing stands for payloads that are in pipes. Only its length counts.
+var nothing [maxPiped]byte
+
+// headerOf makes the header of a DATA frame with n bytes of payload at the beginning of
+// buf.
+func (e *encoder) headerOf(buf []byte, id uint32, n int) []byte {
+	e.headerOnly = true
+	e.appendFrame(buf[:0], &e.data, e.data.Pack(frame.StreamId(id), nothing[:n], false, false))
+	e.headerOnly = false
+	return buf[:headerSize]
+}
+
 // frameInPlace makes a DATA frame of the n payload bytes at buf[headerSize:] by
 // writing the header in front of them.
 func (e *encoder) frameInPlace(buf []byte, id uint32, n int) []byte {

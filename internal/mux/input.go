@@ -1,9 +1,13 @@
 package mux
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net"
+	"runtime"
+
+	"github.com/tcprelay/relay/internal/splice"
 )
 
 // minRead is the least room in a chunk that is worth a read of the transport
@@ -13,13 +17,19 @@ const minRead = chunkSize / 4
 // input reads the transport into chunks and hands the bytes out by reference.
 // The session's reader owns it.
 type input struct {
-	conn  net.Conn
-	heard stamp // the last read that brought something
+	src   io.Reader // the transport
+	raw   *rawInput // that, if it is a plain socket
+	heard stamp     // the last read that brought something
 	// beforeWait is called when everything read so far was handed out.
 	beforeWait func()
 
 	c    *chunk // holds a reference of ours; nil before the first read
 	r, w int    // c.buf[r:w] is still to be handed out
+
+	// straight: the last bytes went to where they were wanted, and did not come through
+	// memory of ours. Those of the next frame may too, so no more is read than its header.
+	// For the same reason no more of what follows a large frame is read with the frame.
+	straight bool
 
 	first  [8]byte // what the peer began with, for an error that helps
 	firsts int
@@ -27,7 +37,10 @@ type input struct {
 
 // init makes conn the transport, of which head has been read already.
 func (in *input) init(conn net.Conn, head []byte, beforeWait func()) {
-	in.conn, in.beforeWait = conn, beforeWait
+	in.src, in.beforeWait = conn, beforeWait
+	if in.raw = newRawInput(conn); in.raw != nil {
+		in.src = in.raw
+	}
 	in.heard.start()
 	if len(head) > 0 {
 		in.c = getChunk(chunkSize)
@@ -45,13 +58,57 @@ func (in *input) Read(p []byte) (int, error) {
 // in in.c; whoever keeps them retains it.
 func (in *input) next(limit int) ([]byte, error) {
 	if in.r == in.w {
-		if err := in.fill(); err != nil {
+		if err := in.fill(limit); err != nil {
 			return nil, err
 		}
 	}
 	b := in.c.buf[in.r:min(in.r+limit, in.w)]
 	in.r += len(b)
 	return b, nil
+}
+
+// errNotStraight says that the bytes that come next have to come by next.
+var errNotStraight = errors.New("no pipe, or nobody waits")
+
+// pass hands up to n of the bytes that follow to st without a way through our memory, if
+// that is possible: to the socket of its sink, or to a Read that waits. It returns how many
+// it was, and 0 if they have to come by next.
+func (in *input) pass(st *Stream, n int) (int, error) {
+	if in.raw == nil || n-(in.w-in.r) < splice.Least {
+		return 0, nil
+	}
+	sinks, offers := st.wantsStraight()
+	if !sinks && !offers || sinks && in.r < in.w {
+		return 0, nil
+	}
+	in.beforeWait()
+	var err error
+	if sinks {
+		var pipe *splice.Pipe
+		if pipe, err = in.raw.fill(n); err == nil {
+			n = pipe.Held()
+			st.deliverPiped(pipe)
+			pipe.Put()
+		}
+	} else {
+		var head int
+		n, head, err = in.raw.give(st, n, in.c.buf[in.r:in.w])
+		in.r += head
+		if n > 0 {
+			// The Read goes on in this thread, and mostly waits again when more is read:
+			// another thread need not be woken for it.
+			runtime.Gosched()
+		}
+	}
+	if err != nil {
+		if err == errNotStraight {
+			err = nil
+		}
+		return 0, err
+	}
+	in.heard.now()
+	in.straight = true
+	return n, nil
 }
 
 // skip passes over n bytes.
@@ -66,7 +123,8 @@ func (in *input) skip(n int) error {
 	return nil
 }
 
-func (in *input) fill() error {
+// fill reads what the transport has, of which limit bytes are wanted now.
+func (in *input) fill(limit int) error {
 	in.beforeWait()
 	switch {
 	case in.c == nil:
@@ -78,8 +136,16 @@ func (in *input) fill() error {
 		in.c = getChunk(chunkSize)
 		in.r, in.w = 0, 0
 	}
+	most := chunkSize
+	switch {
+	case limit >= splice.Least:
+		most = limit + headerSize
+	case in.straight:
+		most = limit
+	}
+	in.straight = false
 	for range 100 {
-		n, err := in.conn.Read(in.c.buf[in.w:])
+		n, err := in.src.Read(in.c.buf[in.w:min(in.w+most, len(in.c.buf))])
 		if n > 0 {
 			in.heard.now()
 			in.took(n)

@@ -49,16 +49,22 @@ func (st *Stream) keepLocked(p []byte) {
 	st.kept.b = append(st.kept.b, p...)
 }
 
-// unsentLocked takes note that ReadFrom has read n bytes into c and could send only
-// those before sent. Where the others are not kept, they are lost, and the copy is not
-// whole.
+// unsentLocked takes note that ReadFrom has read n bytes into c and could not send them.
 //
 //go:noinline // see writer.writeRaw
-func (st *Stream) unsentLocked(c *chunk, sent, n int) {
+func (st *Stream) unsentLocked(c *chunk, n int) {
+	if st.kept != nil {
+		st.keepUnsentLocked(c.payload(n))
+	}
+}
+
+// keepUnsentLocked takes note that ReadFrom has read p and could not send it. Where it is
+// not kept, it is lost, and the copy is not whole.
+func (st *Stream) keepUnsentLocked(p []byte) {
 	switch {
 	case st.kept == nil:
 	case st.refusedLocked():
-		st.keepLocked(c.buf[headerSize+sent : headerSize+n])
+		st.keepLocked(p)
 	default:
 		st.kept = nil
 	}

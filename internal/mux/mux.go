@@ -21,6 +21,16 @@
 // Stream.mu, writer.mu; Session.mu and Stream.mu are never held together. No
 // lock is held while the transport is read or written.
 //
+// # The way of bulk
+//
+// Bytes are copied as little as the two ends allow. Between two sockets of the system,
+// which is what a relay has, bulk does not come into this process: it goes through a pipe
+// from the client's socket to the session's, behind a header of ours (Stream.ReadFrom,
+// rawReader, writer.writePiped), and from the session's to the client's (input.pass, sink).
+// What an app reads is read from the transport straight into the room of a Read that waits
+// (offer). All else, and all bulk where the transport is no plain socket, comes and goes in
+// chunks.
+//
 // # What the protocol leaves open
 //
 // Muxado has no way to say "I shall read nothing more" short of a reset, which

@@ -4,9 +4,12 @@ package mux
 
 import (
 	"io"
+	"net"
 	"syscall"
 
+	"github.com/tcprelay/relay/internal/nonblock"
 	"github.com/tcprelay/relay/internal/socket"
+	"github.com/tcprelay/relay/internal/splice"
 )
 
 // rawWriter writes to a socket without ever waiting for it.
@@ -16,6 +19,13 @@ type rawWriter struct {
 	p   []byte
 	n   int
 	err error
+
+	tryDrain func(fd uintptr) bool
+	pipe     *splice.Pipe
+
+	tryPiped func(fd uintptr) bool
+	c        *chunk
+	wait     bool
 }
 
 // newRawWriter returns nil if dst is no plain socket.
@@ -26,10 +36,61 @@ func newRawWriter(dst io.Writer) *rawWriter {
 	}
 	w := &rawWriter{rc: rc}
 	w.try = func(fd uintptr) bool {
-		w.n, w.err = ignoringEINTR(syscall.Write, int(fd), w.p)
+		w.n, w.err = nonblock.Write(fd, w.p)
 		return true
 	}
+	w.tryDrain = func(fd uintptr) bool {
+		w.n, w.err = w.pipe.Drain(fd)
+		return true
+	}
+	w.tryPiped = func(fd uintptr) bool {
+		c := w.c
+		if len(c.frame) > 0 {
+			n, err := splice.SendMore(fd, c.frame)
+			w.n += n
+			c.frame = c.frame[n:]
+			if len(c.frame) > 0 {
+				return w.ended(err)
+			}
+		}
+		n, err := c.pipe.Drain(fd)
+		w.n += n
+		return c.pipe.Held() == 0 || w.ended(err)
+	}
 	return w
+}
+
+// drain writes what the kernel takes of a pipe at once; less than all is no error.
+func (w *rawWriter) drain(pipe *splice.Pipe) (int, error) {
+	w.pipe, w.n, w.err = pipe, 0, nil
+	err := w.rc.Write(w.tryDrain)
+	w.pipe = nil
+	if err == nil {
+		err = w.err
+	}
+	return w.n, err
+}
+
+// ended notes an error, and reports whether a try that did not write all is not to be
+// repeated when the socket takes something again.
+func (w *rawWriter) ended(err error) bool {
+	if err == syscall.EAGAIN {
+		err = nil
+	}
+	w.err = err
+	return err != nil || !w.wait
+}
+
+// writePiped writes the frame of c, whose payload is in a pipe. If wait it waits until the
+// kernel has taken all of it; otherwise less than all is no error.
+func (w *rawWriter) writePiped(c *chunk, wait bool) (int, error) {
+	w.c, w.wait, w.n, w.err = c, wait, 0, nil
+	err := w.rc.Write(w.tryPiped)
+	w.c = nil
+	if err == nil {
+		err = w.err
+	}
+	return w.n, err
 }
 
 // write writes what the kernel takes of p at once; less than len(p) is no error.
@@ -52,6 +113,7 @@ type rawReader struct {
 	rc   syscall.RawConn
 	try  func(fd uintptr) bool
 	size int
+	pipe bool // wanted
 	c    *chunk
 	n    int
 	err  error
@@ -65,8 +127,13 @@ func newRawReader(r io.Reader) *rawReader {
 	}
 	rd := &rawReader{rc: rc}
 	rd.try = func(fd uintptr) bool {
+		if rd.pipe {
+			if pipe := splice.Get(); pipe != nil {
+				return rd.fill(pipe, fd)
+			}
+		}
 		c := getChunk(headerSize + rd.size)
-		rd.n, rd.err = ignoringEINTR(syscall.Read, int(fd), c.buf[headerSize:min(headerSize+rd.size, len(c.buf))])
+		rd.n, rd.err = nonblock.Read(fd, c.buf[headerSize:min(headerSize+rd.size, len(c.buf))])
 		if rd.n <= 0 {
 			c.release()
 			return rd.err != syscall.EAGAIN
@@ -77,10 +144,22 @@ func newRawReader(r io.Reader) *rawReader {
 	return rd
 }
 
+func (rd *rawReader) fill(pipe *splice.Pipe, fd uintptr) bool {
+	rd.n, rd.err = pipe.Fill(fd, rd.size)
+	if rd.n <= 0 {
+		pipe.Put()
+		return rd.err != syscall.EAGAIN
+	}
+	rd.c = getChunk(headerSize)
+	rd.c.pipe = pipe
+	return true
+}
+
 // read waits for bytes and returns a chunk with up to size of them behind the
-// room for a header. The chunk is nil when there is an error.
-func (rd *rawReader) read(size int) (*chunk, int, error) {
-	rd.size, rd.c, rd.n, rd.err = size, nil, 0, nil
+// room for a header, or in a pipe if one is wanted and to be had. The chunk is nil when
+// there is an error.
+func (rd *rawReader) read(size int, pipe bool) (*chunk, int, error) {
+	rd.size, rd.pipe, rd.c, rd.n, rd.err = size, pipe, nil, 0, nil
 	err := rd.rc.Read(rd.try)
 	c := rd.c
 	rd.c = nil
@@ -95,11 +174,108 @@ func (rd *rawReader) read(size int) (*chunk, int, error) {
 	return nil, 0, io.EOF
 }
 
-func ignoringEINTR(f func(int, []byte) (int, error), fd int, p []byte) (int, error) {
-	for {
-		n, err := f(fd, p)
-		if err != syscall.EINTR {
-			return n, err
-		}
+// rawInput reads from a socket into what is there for it when it has something.
+type rawInput struct {
+	conn net.Conn
+	rc   syscall.RawConn
+	n    int
+	err  error
+
+	tryRead func(fd uintptr) bool
+	p       []byte
+
+	tryFill func(fd uintptr) bool
+	size    int
+	pipe    *splice.Pipe
+
+	tryOffer func(fd uintptr) bool
+	st       *Stream
+}
+
+// newRawInput returns nil if conn is no plain socket.
+func newRawInput(conn net.Conn) *rawInput {
+	rc := socket.Raw(conn)
+	if rc == nil {
+		return nil
 	}
+	in := &rawInput{conn: conn, rc: rc}
+	in.tryRead = func(fd uintptr) bool {
+		in.n, in.err = nonblock.Read(fd, in.p)
+		return in.err != syscall.EAGAIN
+	}
+	in.tryFill = func(fd uintptr) bool {
+		if in.pipe = splice.Get(); in.pipe == nil {
+			in.err = errNotStraight
+			return true
+		}
+		in.n, in.err = in.pipe.Fill(fd, in.size)
+		if in.n == 0 {
+			in.pipe.Put()
+			in.pipe = nil
+		}
+		return in.err != syscall.EAGAIN
+	}
+	in.tryOffer = func(fd uintptr) bool {
+		p := in.st.takeOffer(in.size)
+		if p == nil {
+			in.err = errNotStraight
+			return true
+		}
+		head := copy(p, in.p)
+		if in.n = head; head < len(p) {
+			var n int
+			n, in.err = nonblock.Read(fd, p[head:])
+			in.n += n
+		}
+		in.st.fillOffer(in.n)
+		if in.n > 0 { // an error or the end comes again
+			in.err = nil
+		}
+		return in.err != syscall.EAGAIN
+	}
+	return in
+}
+
+// Read is that of a net.Conn.
+func (in *rawInput) Read(p []byte) (int, error) {
+	in.p = p
+	return in.await(in.tryRead)
+}
+
+// fill waits for bytes and returns a pipe with up to n of them.
+func (in *rawInput) fill(n int) (*splice.Pipe, error) {
+	in.size = n
+	_, err := in.await(in.tryFill)
+	pipe := in.pipe
+	in.pipe = nil
+	return pipe, err
+}
+
+// give waits for bytes and reads up to n of them to where a reader of st waits for them,
+// behind those of head. It returns how many they were, and how many of them of head.
+func (in *rawInput) give(st *Stream, n int, head []byte) (all, ofHead int, err error) {
+	in.size, in.st, in.p = n, st, head
+	all, err = in.await(in.tryOffer)
+	return all, min(all, len(head)), err
+}
+
+func (in *rawInput) await(try func(fd uintptr) bool) (int, error) {
+	in.n, in.err = 0, nil
+	err := in.rc.Read(try)
+	in.p, in.st = nil, nil
+	switch {
+	case err != nil:
+		return 0, err
+	case in.err == errNotStraight:
+		return 0, in.err
+	case in.err != nil:
+		return 0, &net.OpError{
+			Op: "read", Net: in.conn.LocalAddr().Network(),
+			Source: in.conn.LocalAddr(), Addr: in.conn.RemoteAddr(),
+			Err: in.err,
+		}
+	case in.n == 0:
+		return 0, io.EOF
+	}
+	return in.n, nil
 }

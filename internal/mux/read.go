@@ -3,6 +3,8 @@ package mux
 import (
 	"io"
 	"net"
+
+	"github.com/tcprelay/relay/internal/splice"
 )
 
 const (
@@ -125,9 +127,9 @@ func (st *Stream) Read(p []byte) (n int, err error) {
 		defer st.mu.Unlock()
 		return 0, st.readErrLocked()
 	}
-	if err := st.awaitLocked(); err != nil {
+	if n, err := st.awaitOfferingLocked(p); n > 0 || err != nil {
 		st.mu.Unlock()
-		return 0, err
+		return n, err
 	}
 	done := 0
 	for done < len(st.segs) && n < len(p) {
@@ -142,6 +144,81 @@ func (st *Stream) Read(p []byte) (n int, err error) {
 	st.popLocked(done)
 	st.consumedUnlock(n)
 	return n, nil
+}
+
+// An offer is the room of a Read that waits, for bulk that is read from the transport
+// straight to there. The stream's lock guards it, but for the room while it is busy.
+type offer struct {
+	p    []byte // nil: nobody waits, or it was used
+	n    int    // how much the session's reader wrote to it
+	busy bool   // it does so now
+	held bool   // and the Read waits for it to be done
+}
+
+// awaitOfferingLocked is awaitLocked, and offers p meanwhile if it is large. If the offer
+// was taken it returns how much was read into p, and otherwise 0.
+func (st *Stream) awaitOfferingLocked(p []byte) (n int, err error) {
+	for {
+		if ready, err := st.readyLocked(); ready || err != nil {
+			return 0, err
+		}
+		o := &st.offer
+		mine := o.p == nil && !o.busy && o.n == 0 && len(p) >= splice.Least
+		if mine {
+			o.p = p
+		}
+		st.readable.Wait()
+		if mine {
+			for o.busy {
+				o.held = true
+				st.readable.Wait()
+			}
+			n, *o = o.n, offer{}
+			if n > 0 {
+				return n, nil
+			}
+		}
+	}
+}
+
+// takeOffer returns room for up to n bytes of a Read that waits, until fillOffer is
+// called, and nil if none does.
+func (st *Stream) takeOffer(n int) []byte {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	o := &st.offer
+	if o.p == nil || st.closed || st.reset || len(st.segs) > 0 || st.rdl.expired() {
+		return nil
+	}
+	o.busy = true
+	return o.p[:min(n, len(o.p))]
+}
+
+// fillOffer gives back what takeOffer returned, with n bytes in it.
+func (st *Stream) fillOffer(n int) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	o := &st.offer
+	o.busy = false
+	if n > 0 {
+		o.p, o.n = nil, n
+		st.heard, st.kept, st.taken = true, nil, true
+		st.consumedLocked(n) // the reader flushes when it has handed out all it has
+	}
+	if n > 0 || o.held {
+		st.readable.Broadcast()
+	}
+}
+
+// wantsStraight reports whether a sink or a Read could have what comes without a way
+// through memory of ours.
+func (st *Stream) wantsStraight() (sink, read bool) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if st.closed || st.reset || len(st.segs) > 0 {
+		return false, false
+	}
+	return st.sink != nil && !st.sink.busy, st.offer.p != nil
 }
 
 // Peek copies what can be read without waiting, and leaves it to be read.

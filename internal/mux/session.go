@@ -459,12 +459,18 @@ func (s *Session) receive(st *Stream, n int, fin bool) error {
 		return err
 	}
 	for n > 0 {
-		b, err := s.in.next(n)
+		m, err := s.in.pass(st, n)
+		if err == nil && m == 0 {
+			var b []byte
+			if b, err = s.in.next(n); err == nil {
+				m = len(b)
+				st.deliver(s.in.c, b)
+			}
+		}
 		if err != nil {
 			return err
 		}
-		n -= len(b)
-		st.deliver(s.in.c, b)
+		n -= m
 		if s.unread.Load() > int64(s.cfg.MaxUnread) {
 			s.shed()
 		}

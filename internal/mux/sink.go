@@ -3,6 +3,8 @@ package mux
 import (
 	"io"
 	"net"
+
+	"github.com/tcprelay/relay/internal/splice"
 )
 
 // A sink is a socket that all that a stream receives is written to. While it takes
@@ -21,6 +23,7 @@ type sink struct {
 // A tryWriter writes what can be written without waiting. Less than all is no error.
 type tryWriter interface {
 	write(p []byte) (n int, err error)
+	drain(p *splice.Pipe) (n int, err error)
 }
 
 // StartWriteTo is a WriteTo that does not wait, and calls done with what that would
@@ -65,13 +68,47 @@ func (st *Stream) passLocked(b []byte) []byte {
 	st.mu.Unlock()
 	n, err := k.try.write(b)
 	st.mu.Lock()
+	st.passedLocked(k, n, err)
+	return b[n:]
+}
+
+// deliverPiped is deliver for what is in a pipe.
+func (st *Stream) deliverPiped(pipe *splice.Pipe) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if st.closed || st.reset {
+		return
+	}
+	st.heard, st.kept = true, nil
+	if k := st.sink; k != nil && !k.busy {
+		k.busy, st.taken = true, true
+		st.mu.Unlock()
+		n, err := k.try.drain(pipe)
+		st.mu.Lock()
+		st.passedLocked(k, n, err)
+	}
+	for pipe.Held() > 0 && !st.closed && !st.reset {
+		c := getChunk(pipe.Held())
+		n, err := pipe.Read(c.buf)
+		if err != nil {
+			panic("mux: a pipe that holds something: " + err.Error())
+		}
+		st.unread.Add(int64(n))
+		st.s.unread.Add(int64(n))
+		st.segs = append(st.segs, segment{c, c.buf[:n]})
+		st.copied = true
+	}
+	st.wakeReadersLocked()
+}
+
+// passedLocked takes note of what an idle sink has taken.
+func (st *Stream) passedLocked(k *sink, n int, err error) {
 	k.busy = false
 	k.n += int64(n)
 	k.err = err
 	if n > 0 {
 		st.consumedLocked(n) // the reader flushes when it has handed out all it has
 	}
-	return b[n:]
 }
 
 // runSink writes what waits, until nothing does, or the stream or the sink has ended.

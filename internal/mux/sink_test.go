@@ -11,6 +11,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/tcprelay/relay/internal/splice"
 )
 
 // A basin is a sink that has room for some bytes, and waits or takes less when it is
@@ -41,6 +43,8 @@ func (s basinTry) write(p []byte) (n int, err error) {
 	}
 	return s.takeLocked(p), nil
 }
+
+func (s basinTry) drain(*splice.Pipe) (int, error) { panic("this is no socket") }
 
 func (s *basin) takeLocked(p []byte) int {
 	n := min(len(p), s.room)

@@ -31,6 +31,7 @@ type Stream struct {
 
 	// Receiving.
 	segs     []segment
+	offer    offer
 	copied   bool // the last segment's chunk is ours alone, to be filled up
 	heard    bool // the peer has sent DATA or a FIN
 	taken    bool // a reader got some of that, or the end

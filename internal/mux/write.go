@@ -1,6 +1,10 @@
 package mux
 
-import "io"
+import (
+	"io"
+
+	"github.com/tcprelay/relay/internal/splice"
+)
 
 // turnLocked waits until no other Write is under way, so that what one Write sends
 // is not mixed with another's.
@@ -29,7 +33,7 @@ func (st *Stream) creditLocked(want int) (int, error) {
 			return 0, err
 		}
 		if st.send > 0 {
-			if n := min(want, st.send, st.s.out.room(st)); n > 0 {
+			if n := min(st.send, st.s.out.room(st, want)); n > 0 {
 				return n, nil
 			}
 		}
@@ -56,7 +60,7 @@ func (st *Stream) Write(p []byte) (n int, err error) {
 		return 0, err
 	}
 	for n < len(p) {
-		m, err := st.creditLocked(len(p) - n)
+		m, err := st.creditLocked(min(len(p)-n, maxPayload))
 		if err != nil {
 			st.endTurnLocked()
 			st.mu.Unlock()
@@ -91,13 +95,17 @@ func (st *Stream) queueLocked(p []byte) {
 }
 
 // ReadFrom sends what it reads from r until EOF. Bytes are read straight into the
-// frame that carries them, and from a socket without holding memory while it waits.
+// frame that carries them, and from a socket without holding memory while it waits. While
+// there is much in a socket, it goes to that of the session through pipes.
 func (st *Stream) ReadFrom(r io.Reader) (total int64, err error) {
 	raw := newRawReader(r)
 	size := chunkSizes[0]
 	for {
 		st.mu.Lock()
-		room, err := st.creditLocked(maxPayload)
+		if size > chunkSize && (raw == nil || st.s.out.raw == nil || st.kept != nil) {
+			size = chunkSize
+		}
+		room, err := st.creditLocked(max(size-headerSize, maxPayload))
 		st.mu.Unlock()
 		if err != nil {
 			return total, err
@@ -106,7 +114,7 @@ func (st *Stream) ReadFrom(r io.Reader) (total int64, err error) {
 		var c *chunk
 		var n int
 		if raw != nil {
-			c, n, err = raw.read(limit)
+			c, n, err = raw.read(limit, size > chunkSize && limit >= splice.Least)
 		} else {
 			c = getChunk(headerSize + limit)
 			n, err = r.Read(c.buf[headerSize : headerSize+limit])
@@ -130,7 +138,8 @@ func (st *Stream) ReadFrom(r io.Reader) (total int64, err error) {
 	}
 }
 
-// nextSize chooses the size of the next read by how far the last one filled its own.
+// nextSize chooses the size of the next read by how far the last one filled its own. That
+// behind the last of the chunks is a pipe's.
 func nextSize(size, n, limit int) int {
 	switch {
 	case n == limit:
@@ -139,6 +148,7 @@ func nextSize(size, n, limit int) int {
 				return s
 			}
 		}
+		return headerSize + maxPiped
 	case n < chunkSizes[0]/2:
 		return chunkSizes[0]
 	}
@@ -150,7 +160,7 @@ func nextSize(size, n, limit int) int {
 func (st *Stream) sendChunk(c *chunk, n int) (sent int, err error) {
 	st.mu.Lock()
 	if err = st.turnLocked(); err != nil {
-		st.unsentLocked(c, 0, n)
+		st.unsentLocked(c, n)
 		st.mu.Unlock()
 		c.release()
 		return 0, err
@@ -158,9 +168,9 @@ func (st *Stream) sendChunk(c *chunk, n int) (sent int, err error) {
 	m, err := st.creditLocked(n)
 	switch {
 	case err != nil:
-		st.unsentLocked(c, 0, n)
+		st.unsentLocked(c, n)
 		c.release()
-	case m == n && n > smallData:
+	case m == n && n > smallData && (c.pipe == nil || st.kept == nil):
 		if st.kept != nil {
 			st.keepLocked(c.buf[headerSize : headerSize+n])
 		}
@@ -169,18 +179,21 @@ func (st *Stream) sendChunk(c *chunk, n int) (sent int, err error) {
 		st.s.out.bulkData(st, c, n)
 		sent = n
 	default:
+		p := c.payload(n)
 		for err == nil {
-			st.queueLocked(c.buf[headerSize+sent : headerSize+sent+m])
-			if sent += m; sent == n {
+			m = min(m, maxPayload)
+			st.queueLocked(p[:m])
+			sent += m
+			if p = p[m:]; len(p) == 0 {
 				break
 			}
 			st.mu.Unlock()
 			st.s.out.flush()
 			st.mu.Lock()
-			m, err = st.creditLocked(n - sent)
+			m, err = st.creditLocked(len(p))
 		}
 		if err != nil {
-			st.unsentLocked(c, sent, n)
+			st.keepUnsentLocked(p)
 		}
 		c.release()
 	}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/tcprelay/relay/internal/socket"
+	"github.com/tcprelay/relay/internal/splice"
 )
 
 const (
@@ -176,7 +177,7 @@ func (w *writer) data(st *Stream, p []byte) bool {
 	return true
 }
 
-// bulkData queues the n bytes behind the header room of c and takes c over.
+// bulkData queues the n bytes behind the header room of c, or in its pipe, and takes c over.
 func (w *writer) bulkData(st *Stream, c *chunk, n int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -184,14 +185,18 @@ func (w *writer) bulkData(st *Stream, c *chunk, n int) {
 		c.release()
 		return
 	}
-	c.frame = w.enc.frameInPlace(c.buf, st.id, n)
+	if c.pipe != nil {
+		c.frame = w.enc.headerOf(c.buf, st.id, n)
+	} else {
+		c.frame = w.enc.frameInPlace(c.buf, st.id, n)
+	}
 	w.pushLocked(c, st)
 }
 
 func (w *writer) pushLocked(c *chunk, st *Stream) {
 	c.st = st
 	st.frames++
-	w.bulk += len(c.frame)
+	w.bulk += c.size()
 	if w.head == nil {
 		w.head = c
 	} else {
@@ -209,22 +214,25 @@ func (w *writer) takesLocked() bool {
 	return !w.closing && w.err == nil
 }
 
-// room reports how large a frame of st may be queued now, 0 if it has to wait.
+// room reports how much of want a frame of st may carry now, 0 if it has to wait.
 // The more waits in all, the smaller the frames, so that a crowd of streams on a
 // slow transport neither holds much memory nor makes the others wait long. It is a
 // guide, not a reservation: the frame counts when it is queued.
-func (w *writer) room(st *Stream) int {
+func (w *writer) room(st *Stream, want int) int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	switch {
 	case st.frames >= streamFrames:
 		return 0
-	case w.bulk < 512<<10:
-		return maxPayload
+	case w.bulk < 512<<10 || want > maxPayload && w.bulk < 4<<20:
+		if w.unsent > 0 && w.unsent <= mostUnsent { // a slow transport
+			want = min(want, maxPayload)
+		}
+		return want
 	case w.bulk < 4<<20:
-		return 16<<10 - headerSize
+		return min(want, 16<<10-headerSize)
 	}
-	return 2<<10 - headerSize
+	return min(want, 2<<10-headerSize)
 }
 
 // flush sends what is queued unless somebody does already. It does not wait for
@@ -305,7 +313,7 @@ func (w *writer) takeBatchLocked() {
 	for c := w.head; c != nil && n < batchFrames && size < most; c = c.next {
 		last = c
 		n++
-		size += len(c.frame)
+		size += c.size()
 	}
 	w.bulk -= size
 	w.total += int64(len(w.out) + size)
@@ -335,6 +343,12 @@ func (w *writer) writeRaw() (all bool, err error) {
 		}
 	}
 	for c := w.chunks; c != nil; c = w.chunks {
+		if c.pipe != nil {
+			if all, err := w.writePiped(c, false); !all {
+				return false, err
+			}
+			continue
+		}
 		n, err := w.raw.write(c.frame)
 		w.passed += int64(n)
 		c.frame = c.frame[n:]
@@ -344,6 +358,19 @@ func (w *writer) writeRaw() (all bool, err error) {
 		w.sent(c)
 	}
 	return true, nil
+}
+
+// writePiped writes the batch's next chunk, whose payload is in a pipe, and reports whether
+// that was all of it.
+//
+//go:noinline // see writeRaw
+func (w *writer) writePiped(c *chunk, wait bool) (all bool, err error) {
+	n, err := w.raw.writePiped(c, wait)
+	w.passed += int64(n)
+	if all = c.size() == 0 && err == nil; all {
+		w.sent(c)
+	}
+	return all, err
 }
 
 // notePassed keeps the time if the transport took anything since it was called last.
@@ -358,11 +385,30 @@ func (w *writer) notePassed() {
 
 // writeBlocking writes the batch, however long it takes.
 func (w *writer) writeBlocking() error {
+	for len(w.out) > 0 || w.chunks != nil {
+		if len(w.out) == 0 && w.chunks.pipe != nil {
+			_, err := w.writePiped(w.chunks, true)
+			w.notePassed()
+			if err != nil {
+				return err
+			}
+			continue
+		}
+		if err := w.writeBuffers(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// writeBuffers writes of the batch what is in memory, up to the first pipe.
+func (w *writer) writeBuffers() error {
 	bufs := w.bufs[:0]
 	if len(w.out) > 0 {
 		bufs = append(bufs, w.out)
 	}
-	for c := w.chunks; c != nil; c = c.next {
+	c := w.chunks
+	for ; c != nil && c.pipe == nil; c = c.next {
 		bufs = append(bufs, c.frame)
 	}
 	if cap(bufs) > cap(w.bufs) {
@@ -376,8 +422,8 @@ func (w *writer) writeBlocking() error {
 		return err
 	}
 	w.out = nil
-	for c := w.chunks; c != nil; c = w.chunks {
-		w.sent(c)
+	for w.chunks != c {
+		w.sent(w.chunks)
 	}
 	return nil
 }
@@ -396,6 +442,7 @@ func (w *writer) sent(c *chunk) {
 // run is the flusher. It writes the batches that are handed to it, reports the
 // writer's error, and after close says goodbye, closes the transport and ends.
 func (w *writer) run() {
+	splice.Enter()
 	w.mu.Lock()
 	for {
 		for !w.handed && w.err == nil && (!w.closing || w.busy) {
@@ -438,6 +485,7 @@ func (w *writer) run() {
 		<-w.read
 	}
 	w.conn.Close()
+	splice.Leave()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.over = true

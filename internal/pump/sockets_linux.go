@@ -6,6 +6,7 @@ import (
 	"os"
 	"syscall"
 
+	"github.com/tcprelay/relay/internal/nonblock"
 	"github.com/tcprelay/relay/internal/socket"
 	"github.com/tcprelay/relay/internal/splice"
 )
@@ -89,7 +90,8 @@ func (s *sockets) in(fd uintptr) bool {
 		return s.spliceIn(fd)
 	}
 	s.buf = bulkBuffers.Get().(*[bulkSize]byte)
-	s.n, s.err = retry("read", func() (int, error) { return syscall.Read(int(fd), s.buf[:]) })
+	s.n, s.err = nonblock.Read(fd, s.buf[:])
+	s.err = wrap("read", s.err)
 	if s.n > 0 {
 		return true
 	}
@@ -127,29 +129,23 @@ func (s *sockets) out(fd uintptr) bool {
 
 func (s *sockets) writeRest(fd uintptr) (n int, err error) {
 	for len(s.rest) > 0 {
-		m, err := retry("write", func() (int, error) { return syscall.Write(int(fd), s.rest) })
+		m, err := nonblock.Write(fd, s.rest)
 		n += m
 		s.rest = s.rest[m:]
 		if err == syscall.EAGAIN {
 			break
 		}
 		if err != nil {
-			return n, err
+			return n, wrap("write", err)
 		}
 	}
 	return n, nil
 }
 
-// retry calls f until no signal interrupts it. EAGAIN stays as it is, for the pump.
-func retry(call string, f func() (int, error)) (int, error) {
-	for {
-		n, err := f()
-		switch err {
-		case nil, syscall.EAGAIN:
-			return max(n, 0), err
-		case syscall.EINTR:
-		default:
-			return max(n, 0), os.NewSyscallError(call, err)
-		}
+// wrap leaves nil and EAGAIN, which is the pump's, as they are.
+func wrap(call string, err error) error {
+	if err == syscall.EAGAIN {
+		return err
 	}
+	return os.NewSyscallError(call, err)
 }

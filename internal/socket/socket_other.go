@@ -2,7 +2,10 @@
 
 package socket
 
-import "net"
+import (
+	"net"
+	"syscall"
+)
 
 // Unacked returns how many bytes of those written to c its peer's system has not
 // acknowledged. It reports false if that is not known, as here.
@@ -34,3 +37,9 @@ func AwaitReset(c net.Conn) bool {
 	r, ok := Unwrap(c).(resetter)
 	return ok && r.AwaitReset()
 }
+
+// Unpaced is for systems that pace what they send between local programs.
+func Unpaced(net.Listener) {}
+
+// UnpacedDial is Unpaced for the Control of a net.Dialer.
+func UnpacedDial(_, _ string, _ syscall.RawConn) error { return nil }

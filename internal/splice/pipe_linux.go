@@ -8,6 +8,7 @@ import (
 	"syscall"
 
 	"github.com/tcprelay/relay/internal/nofile"
+	"github.com/tcprelay/relay/internal/nonblock"
 )
 
 const (
@@ -28,7 +29,10 @@ var most = sync.OnceValue(func() int {
 })
 
 // A Pipe is what the kernel splices through. It belongs to the one who has bytes in it.
-type Pipe struct{ r, w, held int }
+type Pipe struct {
+	r, w uintptr
+	held int
+}
 
 // Held returns how many bytes are in the pipe.
 func (p *Pipe) Held() int { return p.held }
@@ -36,7 +40,7 @@ func (p *Pipe) Held() int { return p.held }
 // Fill moves up to n bytes from a socket into the pipe, of those that are there. EAGAIN
 // says that none are, and no bytes without an error that there will be none.
 func (p *Pipe) Fill(socket uintptr, n int) (int, error) {
-	n, err := splice(int(socket), p.w, n)
+	n, err := splice(socket, p.w, n)
 	p.held += n
 	return n, err
 }
@@ -45,7 +49,7 @@ func (p *Pipe) Fill(socket uintptr, n int) (int, error) {
 // is no error.
 func (p *Pipe) Drain(socket uintptr) (n int, err error) {
 	for p.held > 0 {
-		m, err := splice(p.r, int(socket), p.held)
+		m, err := splice(p.r, socket, p.held)
 		if m == 0 && err == nil {
 			err = io.ErrUnexpectedEOF // of a pipe that holds something
 		}
@@ -61,23 +65,22 @@ func (p *Pipe) Drain(socket uintptr) (n int, err error) {
 	return n, nil
 }
 
+// SendMore writes b to a socket, as far as that takes it now, for a Drain to follow: what
+// is little leaves together with what that moves.
+func SendMore(socket uintptr, b []byte) (int, error) {
+	n, err := nonblock.SendMore(socket, b)
+	return n, wrap("sendmsg", err)
+}
+
 // Read copies out of the pipe, which must hold something.
 func (p *Pipe) Read(b []byte) (int, error) {
-	n, err := retry(func() (int, error) { return syscall.Read(p.r, b) })
+	n, err := nonblock.Read(p.r, b)
 	p.held -= n
 	return n, wrap("read", err)
 }
 
-const (
-	spliceMove     = 1 // fcntl.h: SPLICE_F_MOVE
-	spliceNonblock = 2 // SPLICE_F_NONBLOCK
-)
-
-func splice(from, to, n int) (int, error) {
-	n, err := retry(func() (int, error) {
-		n, err := syscall.Splice(from, nil, to, nil, n, spliceMove|spliceNonblock)
-		return int(n), err
-	})
+func splice(from, to uintptr, n int) (int, error) {
+	n, err := nonblock.Splice(from, to, n)
 	return n, wrap("splice", err)
 }
 
@@ -145,7 +148,7 @@ func Get() *Pipe {
 	}
 	const setPipeSize = 1031 // fcntl.h: F_SETPIPE_SZ; it is no harm if that is refused
 	syscall.Syscall(syscall.SYS_FCNTL, uintptr(fds[0]), setPipeSize, Size)
-	return &Pipe{r: fds[0], w: fds[1]}
+	return &Pipe{r: uintptr(fds[0]), w: uintptr(fds[1])}
 }
 
 // Put gives the pipe back. What it holds is dropped.
@@ -161,6 +164,6 @@ func (p *Pipe) Put() {
 }
 
 func (p *Pipe) close() {
-	syscall.Close(p.r)
-	syscall.Close(p.w)
+	syscall.Close(int(p.r))
+	syscall.Close(int(p.w))
 }

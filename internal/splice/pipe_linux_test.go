@@ -149,7 +149,7 @@ func TestStore(t *testing.T) {
 	if n := openFiles(t) - before; n != 2*(spares+2) {
 		t.Errorf("%d files for %d pipes", n, spares+2)
 	}
-	syscall.Write(pipes[0].w, []byte("x"))
+	syscall.Write(int(pipes[0].w), []byte("x"))
 	pipes[0].held = 1
 	for _, p := range pipes[:spares] {
 		p.Put()

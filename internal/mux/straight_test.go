@@ -1,0 +1,399 @@
+//go:build linux
+
+package mux
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/tcprelay/relay/internal/splice"
+)
+
+// openPipes counts the ends of pipes that this process has open.
+func openPipes(t testing.TB) (n int) {
+	t.Helper()
+	files, err := filepath.Glob("/proc/self/fd/*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		if to, err := os.Readlink(f); err == nil && strings.HasPrefix(to, "pipe:") {
+			n++
+		}
+	}
+	return n
+}
+
+// offered waits until a Read of st has room for what comes.
+func offered(t testing.TB, st *Stream) {
+	t.Helper()
+	for end := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Microsecond) {
+		if _, read := st.wantsStraight(); read {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatal("no Read offers its room")
+		}
+	}
+}
+
+// What comes for a Read that waits is read straight into its room, behind what has been
+// read already; and not if it is little, nobody waits, or something else is to be read
+// first.
+func TestReadStraight(t *testing.T) {
+	c1, c2 := net.Pipe()
+	s, _ := sessionPair(t, c1, c2, Config{})
+	st := openStream(t, s)
+	from, to := tcpPair(t)
+	var in input
+	in.init(to, nil, func() {})
+	defer in.close()
+	const size = 100_000
+	want := pattern(1, size)
+	from.Write(want[:1000])
+	if _, err := in.next(500); err != nil { // a header, say; the others are read with it
+		t.Fatal(err)
+	}
+	if n, err := in.pass(st, size); n != 0 || err != nil {
+		t.Errorf("with nobody waiting: %d, %v", n, err)
+	}
+	read := make(chan result)
+	room := make([]byte, size)
+	startRead := func(room []byte) {
+		go func() {
+			n, err := st.Read(room)
+			read <- result{n: int64(n), err: err}
+		}()
+	}
+	startRead(room)
+	offered(t, st)
+	if n, err := in.pass(st, 500+splice.Least-1); n != 0 || err != nil {
+		t.Errorf("of little: %d, %v", n, err)
+	}
+	from.Write(want[1000:])
+	got := 500
+	for got < size {
+		n, err := in.pass(st, size-got)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n == 0 {
+			break // there is little left
+		}
+		r := await(t, read, "the Read")
+		if r.err != nil || r.n != int64(n) || !bytes.Equal(room[:n], want[got:got+n]) {
+			t.Fatalf("Read: %+v, and %d were passed", r, n)
+		}
+		got += n
+		startRead(room)
+		offered(t, st)
+	}
+	if size-got >= splice.Least {
+		t.Errorf("%d bytes were not passed", size-got)
+	}
+	st.Close()
+	if r := await(t, read, "the Read"); r.n != 0 || r.err != net.ErrClosed {
+		t.Errorf("Read of a closed stream: %+v", r)
+	}
+	if n, err := in.pass(st, size); n != 0 || err != nil {
+		t.Errorf("when it is closed: %d, %v", n, err)
+	}
+}
+
+// Reads of all sizes, with deadlines that pass, get every byte of frames of all sizes, in
+// order.
+func TestReadStraightMixed(t *testing.T) {
+	c1, c2 := tcpPair(t)
+	client, server := sessionPair(t, c1, c2, Config{})
+	var all sync.WaitGroup
+	for seed := range 4 {
+		w, r := streamPair(t, client, server)
+		const total = 30 << 20
+		all.Go(func() {
+			from := &patternReader{seed, 0}
+			for from.at < total {
+				n := 1 + rand.Int64N(1+rand.Int64N(400_000))
+				if rand.IntN(2) == 0 {
+					w.ReadFrom(io.LimitReader(from, n))
+				} else {
+					b := make([]byte, n)
+					from.Read(b)
+					w.Write(b)
+				}
+			}
+			w.CloseWrite()
+		})
+		all.Go(func() {
+			want := &patternReader{seed, 0}
+			buf, wantBuf := make([]byte, 300_000), make([]byte, 300_000)
+			for {
+				size := 1 + rand.IntN(len(buf))
+				if rand.IntN(10) == 0 {
+					r.SetReadDeadline(time.Now().Add(time.Duration(rand.IntN(100)) * time.Microsecond))
+				}
+				n, err := r.Read(buf[:size])
+				want.Read(wantBuf[:n])
+				if !bytes.Equal(buf[:n], wantBuf[:n]) {
+					t.Errorf("other bytes than were sent, before %d", want.at)
+					return
+				}
+				if errors.Is(err, os.ErrDeadlineExceeded) {
+					r.SetReadDeadline(time.Time{})
+				} else if err == io.EOF {
+					break
+				} else if err != nil {
+					t.Error(err)
+					break
+				}
+			}
+			if sent, _ := w.Counts(); want.at != sent {
+				t.Errorf("%d of %d bytes", want.at, sent)
+			}
+		})
+	}
+	all.Wait()
+}
+
+// What ends a Read that waits for bulk ends it at once, and nothing is written to its room
+// when it has returned; which the race detector sees.
+func TestReadStraightEnds(t *testing.T) {
+	for _, end := range []struct {
+		name string
+		do   func(*Stream, *Session)
+		want error
+	}{
+		{"Close", func(r *Stream, _ *Session) { r.Close() }, net.ErrClosed},
+		{"deadline", func(r *Stream, _ *Session) { r.SetReadDeadline(time.Unix(1, 0)) }, os.ErrDeadlineExceeded},
+		{"reset", func(r *Stream, _ *Session) { r.SetLinger(0); r.Close() }, net.ErrClosed},
+		{"session", func(_ *Stream, s *Session) { s.CloseWithError(InternalError, errEnough) }, errEnough},
+	} {
+		t.Run(end.name, func(t *testing.T) {
+			for range 20 {
+				c1, c2 := tcpPair(t)
+				client, server := sessionPair(t, c1, c2, Config{})
+				w, r := streamPair(t, client, server)
+				go func() {
+					b := make([]byte, 300_000)
+					for {
+						if _, err := w.Write(b); err != nil {
+							return
+						}
+					}
+				}()
+				var got error
+				read := make(chan struct{})
+				go func() {
+					defer close(read)
+					b := make([]byte, 200_000)
+					for {
+						n, err := r.Read(b)
+						clear(b[:n])
+						clear(b) // races with who still writes to it
+						if got = err; err != nil {
+							return
+						}
+					}
+				}()
+				time.Sleep(time.Duration(rand.IntN(2000)) * time.Microsecond) // somewhere within
+				end.do(r, server)
+				await(t, read, "the end of Read")
+				if !errors.Is(got, end.want) {
+					t.Fatalf("Read: %v, want %v", got, end.want)
+				}
+				client.Close()
+				server.Close()
+			}
+		})
+	}
+}
+
+// piped carries what is written to in, a socket, over a stream to out, another one.
+func piped(t testing.TB, client, server *Session) (in, out *net.TCPConn, w, r *Stream, ends chan error) {
+	t.Helper()
+	a, from := tcpPair(t)
+	to, b := tcpPair(t)
+	w, r = streamPair(t, client, server)
+	ends = make(chan error, 2)
+	go func() {
+		_, err := w.ReadFrom(from)
+		w.CloseWrite()
+		ends <- err
+	}()
+	r.StartWriteTo(to, func(_ int64, err error) {
+		to.(*net.TCPConn).CloseWrite()
+		ends <- err
+	})
+	return a.(*net.TCPConn), b.(*net.TCPConn), w, r, ends
+}
+
+// Bulk between sockets goes through pipes, to readers that keep up and to those that pause,
+// and comes as it was sent. Once the sessions are gone there is no pipe.
+func TestPiped(t *testing.T) {
+	before := openPipes(t)
+	c1, c2 := tcpPair(t)
+	client, server := sessionPair(t, c1, c2, Config{})
+	const total = 32 << 20
+	var all sync.WaitGroup
+	most := 0
+	for seed := range 4 {
+		in, out, _, _, ends := piped(t, client, server)
+		all.Go(func() {
+			io.CopyN(in, &patternReader{seed, 0}, total)
+			in.CloseWrite()
+		})
+		all.Go(func() {
+			want := &patternReader{seed, 0}
+			buf, wantBuf := make([]byte, 200_000), make([]byte, 200_000)
+			for {
+				n, err := out.Read(buf[:1+rand.IntN(len(buf))])
+				want.Read(wantBuf[:n])
+				if !bytes.Equal(buf[:n], wantBuf[:n]) {
+					t.Errorf("other bytes than were sent, before %d", want.at)
+					return
+				}
+				if err != nil {
+					break
+				}
+				if seed%2 == 1 && rand.IntN(50) == 0 {
+					time.Sleep(time.Millisecond) // a reader that pauses
+				}
+				if seed == 0 {
+					most = max(most, openPipes(t))
+				}
+			}
+			if want.at != total {
+				t.Errorf("%d of %d bytes", want.at, total)
+			}
+			for range 2 {
+				if err := await(t, ends, "the end"); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	all.Wait()
+	if most <= before {
+		t.Error("there was no pipe: is anything spliced?")
+	}
+	client.Close()
+	server.Close()
+	if n := openPipes(t); n != before {
+		t.Errorf("%d ends of pipes are left, and there were %d", n, before)
+	}
+}
+
+// Bulk that came by a pipe and finds less window than there was, because a Write took it,
+// is cut into frames like any other.
+func TestPipedBesideWrites(t *testing.T) {
+	c1, c2 := tcpPair(t)
+	client, server := sessionPair(t, c1, c2, Config{MaxWindow: Window})
+	in, out, w, _, ends := piped(t, client, server)
+	const total, writes = 16 << 20, 300
+	go func() {
+		b := make([]byte, total)
+		for i := range b {
+			b[i] = byte(i % 127) // those of Write are 127 and more
+		}
+		in.Write(b)
+	}()
+	var all sync.WaitGroup
+	all.Go(func() {
+		for i := range writes {
+			b := bytes.Repeat([]byte{127 + byte(i%128)}, 20_000)
+			if n, err := w.Write(b); n != len(b) || err != nil {
+				t.Errorf("%d, %v", n, err)
+			}
+		}
+	})
+	buf := make([]byte, 50_000)
+	at, run, last := 0, 0, byte(0)
+	for got := 0; got < total+writes*20_000; {
+		n, err := out.Read(buf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got += n
+		for _, b := range buf[:n] {
+			if b < 127 {
+				if int(b) != at%127 || run%20_000 != 0 {
+					t.Fatalf("byte %d is %d, behind %d of a Write", at, b, run)
+				}
+				at++
+				continue
+			}
+			if run%20_000 != 0 && b != last {
+				t.Fatalf("within one Write another, after %d", run)
+			}
+			run, last = run+1, b
+		}
+	}
+	all.Wait()
+	in.CloseWrite()
+	for range 2 {
+		if err := await(t, ends, "the end"); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// A session that is lost while bulk waits in pipes leaves none, and both ends learn.
+func TestPipedLost(t *testing.T) {
+	before := openPipes(t)
+	for _, end := range []func(w, r *Stream, client, server *Session){
+		func(_, _ *Stream, client, _ *Session) { client.Close() },
+		func(_, _ *Stream, _, server *Session) { server.Close() },
+		func(w, r *Stream, client, server *Session) { w.SetLinger(0); w.Close(); client.Close() },
+		func(w, r *Stream, client, server *Session) { r.SetLinger(0); r.Close(); server.Close() },
+	} {
+		c1, c2 := tcpPair(t)
+		client, server := sessionPair(t, c1, c2, Config{})
+		type line struct {
+			in, out *net.TCPConn
+			w, r    *Stream
+			ends    chan error
+		}
+		var lines []line
+		for range 8 {
+			in, out, w, r, ends := piped(t, client, server)
+			lines = append(lines, line{in, out, w, r, ends})
+			go in.Write(make([]byte, 64<<20)) // nobody reads
+		}
+		for end := time.Now().Add(time.Minute); openPipes(t) <= before; time.Sleep(100 * time.Microsecond) {
+			if time.Now().After(end) {
+				t.Fatal("no pipe")
+			}
+		}
+		for _, l := range lines {
+			end(l.w, l.r, client, server)
+		}
+		for _, l := range lines {
+			l.in.SetLinger(0)
+			l.in.Close()
+			l.out.SetLinger(0)
+			l.out.Close()
+			failed := 0
+			for range 2 {
+				if await(t, l.ends, "the end") != nil {
+					failed++
+				}
+			}
+			if failed == 0 {
+				t.Error("nobody was told")
+			}
+		}
+		client.Close()
+		server.Close()
+		if n := openPipes(t); n != before {
+			t.Fatalf("%d ends of pipes are left, and there were %d", n, before)
+		}
+	}
+}
