@@ -125,7 +125,7 @@ func (svc *service) carry(conn net.Conn, said *greeting.Greeting) {
 		head, said.Head = said.Head, nil
 	}
 	c.conn, c.gone = edge.Whole(conn)
-	_, watched := socket.Unacked(conn)
+	watched := socket.Watched(conn)
 	throttled := svc.limits.ClientBytesPerSecond > 0 || svc.in != nil
 	if throttled || !watched {
 		c.gauge = edge.NewGauge(c.conn, watched)

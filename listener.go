@@ -269,7 +269,7 @@ func (l *Listener) connect(ctx context.Context) (*link, *RegisterError) {
 func (l *Listener) dial(ctx context.Context, addr string) (net.Conn, *RegisterError) {
 	dial := l.cfg.dial
 	if dial == nil {
-		dial = (&net.Dialer{Control: socket.UnpacedDial}).DialContext
+		dial = (&net.Dialer{Control: socket.LocalDial}).DialContext
 	}
 	conn, err := dial(ctx, "tcp", addr)
 	if err != nil {

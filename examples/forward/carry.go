@@ -57,7 +57,7 @@ func (m *mapping) dial(client, public net.Addr) (net.Conn, error) {
 
 // connect connects to the target.
 func (m *mapping) connect(by time.Time) (net.Conn, error) {
-	d := net.Dialer{KeepAlive: -1, Control: socket.UnpacedDial}
+	d := net.Dialer{KeepAlive: -1, Control: socket.LocalDial}
 	if !m.lookedUp() {
 		return d.DialContext(until{context.Background(), by}, m.network, m.address)
 	}

@@ -134,17 +134,16 @@ func (m *mapping) accept(ctx context.Context, ln *relay.Listener, turn int) erro
 		m.become(leaving, nil)
 		ln.Close()
 	})()
-	for {
-		c, err := ln.Accept()
-		if errors.Is(err, net.ErrClosed) {
-			return nil
-		}
-		if err != nil {
-			ln.Close()
-			return err
-		}
-		go m.carry(c.(*relay.Conn), func(err error) { m.leave(ln, turn, err) })
+	a := acceptors{ln: ln, failed: make(chan error, 1), carry: func(c *relay.Conn) {
+		m.carry(c, func(err error) { m.leave(ln, turn, err) })
+	}}
+	a.start()
+	err := <-a.failed
+	if errors.Is(err, net.ErrClosed) {
+		return nil
 	}
+	ln.Close()
+	return err
 }
 
 // leave has a mapping that shares its name take no more clients after one of them could

@@ -3,6 +3,7 @@ package mux
 import (
 	"io"
 	"net"
+	"slices"
 
 	"github.com/tcprelay/relay/internal/splice"
 )
@@ -41,8 +42,32 @@ func (st *Stream) StartWriteTo(w io.Writer, done func(n int64, err error)) {
 func (st *Stream) startSink(k *sink) {
 	st.mu.Lock()
 	st.sink = k
+	if ready, err := st.readyLocked(); ready && err == nil && len(st.segs) == 1 {
+		st.tryFirstLocked(k)
+	}
 	st.wakeReadersLocked()
+	st.unlock()
+}
+
+// tryFirstLocked has a sink take what little waits for it, which is mostly a client's first
+// message. The lock is released meanwhile.
+func (st *Stream) tryFirstLocked(k *sink) {
+	k.busy = true
+	seg := st.segs[0]
+	st.popLocked(1)
 	st.mu.Unlock()
+	n, err := k.try.write(seg.b)
+	st.mu.Lock()
+	st.unread.Add(int64(-n))
+	st.s.unread.Add(int64(-n))
+	st.passedLocked(k, n, err)
+	if seg.b = seg.b[n:]; len(seg.b) > 0 && !st.closed && !st.reset {
+		st.segs = slices.Insert(st.segs, 0, seg)
+		return
+	}
+	st.unread.Add(int64(-len(seg.b)))
+	st.s.unread.Add(int64(-len(seg.b)))
+	seg.c.release()
 }
 
 // wakeReadersLocked has the readers look what there is for them: bytes, an error or a

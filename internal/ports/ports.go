@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"sync/atomic"
 	"syscall"
+
+	"github.com/tcprelay/relay/internal/socket"
 )
 
 // Errors of Pool.Listen, wrapped.
@@ -95,7 +97,7 @@ func (p *Pool) listen(ctx context.Context, host string, port int) (net.Listener,
 	}
 	listen := p.ListenFunc
 	if listen == nil {
-		listen = new(net.ListenConfig).Listen
+		listen = socket.ListenConfig().Listen
 	}
 	ln, err := listen(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(port)))
 	if err != nil {

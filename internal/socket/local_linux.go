@@ -21,14 +21,43 @@ func Unpaced(ln net.Listener) {
 	}
 }
 
-// UnpacedDial is Unpaced for a connection that is about to be made: the Control of a
+// LocalDial is Unpaced for a connection that is about to be made: the Control of a
 // net.Dialer.
-func UnpacedDial(_, address string, raw syscall.RawConn) error {
+//
+// It also connects. Within the machine a connection is there when connect(2) returns, which
+// then says that it is in progress all the same, and package net, which calls it again, is
+// told so. Otherwise it would wait for what has happened.
+func LocalDial(network, address string, raw syscall.RawConn) error {
 	to, err := netip.ParseAddrPort(address)
-	if err == nil && to.Addr().Unmap().IsLoopback() {
-		raw.Control(unpace)
+	if err != nil || !to.Addr().Unmap().IsLoopback() {
+		return nil
 	}
+	var sa syscall.Sockaddr = &syscall.SockaddrInet6{Port: int(to.Port()), Addr: to.Addr().As16()}
+	if network == "tcp4" {
+		sa = &syscall.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().Unmap().As4()}
+	}
+	raw.Control(func(fd uintptr) {
+		unpace(fd)
+		syscall.Connect(int(fd), sa) // its error comes again
+	})
 	return nil
+}
+
+// ListenConfig returns one whose connections have the keep-alive that package net gives
+// them: from the listening socket, and not by four system calls for each.
+func ListenConfig() *net.ListenConfig {
+	return &net.ListenConfig{KeepAlive: -1, Control: func(_, _ string, raw syscall.RawConn) error {
+		return raw.Control(func(fd uintptr) {
+			for _, o := range [...]struct{ level, name, value int }{
+				{syscall.SOL_SOCKET, syscall.SO_KEEPALIVE, 1},
+				{syscall.IPPROTO_TCP, syscall.TCP_KEEPIDLE, 15}, // seconds
+				{syscall.IPPROTO_TCP, syscall.TCP_KEEPINTVL, 15},
+				{syscall.IPPROTO_TCP, syscall.TCP_KEEPCNT, 9},
+			} {
+				syscall.SetsockoptInt(int(fd), o.level, o.name, o.value)
+			}
+		})
+	}}
 }
 
 // unpace chooses one that only reacts to loss. It is no harm if the system has it not.

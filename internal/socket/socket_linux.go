@@ -6,6 +6,16 @@ import (
 	"unsafe"
 )
 
+// Watched reports whether Unacked will tell of c.
+func Watched(c net.Conn) bool {
+	switch Unwrap(c).(type) {
+	case *net.TCPConn, *net.UnixConn:
+		return true // need not be asked
+	}
+	_, ok := Unacked(c)
+	return ok
+}
+
 // Unacked returns how many bytes of those written to c its peer's system has not
 // acknowledged: whether a slow peer takes any, which a write that waits does not tell.
 // It reports false if c is no socket.

@@ -7,6 +7,9 @@ import (
 	"syscall"
 )
 
+// Watched reports whether Unacked will tell of c.
+func Watched(net.Conn) bool { return false }
+
 // Unacked returns how many bytes of those written to c its peer's system has not
 // acknowledged. It reports false if that is not known, as here.
 func Unacked(c net.Conn) (n int, ok bool) { return 0, false }
@@ -41,5 +44,9 @@ func AwaitReset(c net.Conn) bool {
 // Unpaced is for systems that pace what they send between local programs.
 func Unpaced(net.Listener) {}
 
-// UnpacedDial is Unpaced for the Control of a net.Dialer.
-func UnpacedDial(_, _ string, _ syscall.RawConn) error { return nil }
+// ListenConfig returns one whose connections have the keep-alive that package net gives
+// them.
+func ListenConfig() *net.ListenConfig { return new(net.ListenConfig) }
+
+// LocalDial is Unpaced for the Control of a net.Dialer.
+func LocalDial(_, _ string, _ syscall.RawConn) error { return nil }

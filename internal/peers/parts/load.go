@@ -34,16 +34,33 @@ type Load struct {
 	Stalled int // clients that have asked for as much and read nothing
 }
 
-// Load runs clients of addr. It calls begin and end around what it measures.
-func (r *Running) Load(addr string, l Load, begin, end func()) (rep Report, err error) {
+// startLoad starts clients that go on until they are told to be measured.
+func (r *Running) startLoad(addr string, l Load) (*Process, error) {
 	p, err := r.Start("", r.Bench.self, "load", "-addr", addr, "-kind", l.Kind, "-n", strconv.Itoa(l.N),
-		"-warm", l.Warm.String(), "-for", l.For.String(),
-		"-bulk", strconv.Itoa(l.Bulk), "-stalled", strconv.Itoa(l.Stalled))
+		"-warm", l.Warm.String(), "-for", l.For.String(), "-stalled", strconv.Itoa(l.Stalled))
 	if err != nil {
-		return rep, err
+		return nil, err
 	}
 	if line, err := p.Line(); err != nil || line != "ready" {
-		return rep, errors.Join(fmt.Errorf("load says %q", line), err)
+		return nil, errors.Join(fmt.Errorf("load says %q", line), err)
+	}
+	return p, nil
+}
+
+// Load runs clients of addr. It calls begin and end around what it measures. Those beside
+// have a process of their own: a goroutine whose socket always has something gives its
+// processor up every 10 ms, and what is measured is not how clients wait for each other.
+func (r *Running) Load(addr string, l Load, begin, end func()) (rep Report, err error) {
+	if l.Bulk > 0 || l.Stalled > 0 {
+		beside := Load{Kind: "down", N: l.Bulk, Stalled: l.Stalled}
+		if _, err := r.startLoad(addr, beside); err != nil {
+			return rep, err
+		}
+		l.Bulk, l.Stalled = 0, 0
+	}
+	p, err := r.startLoad(addr, l)
+	if err != nil {
+		return rep, err
 	}
 	begin()
 	if _, err := io.WriteString(p.stdin, "go\n"); err != nil {
@@ -103,7 +120,6 @@ func runLoad(args []string) error {
 	flags.IntVar(&l.N, "n", 1, "conns at once")
 	flags.DurationVar(&l.Warm, "warm", 0, "how long it runs before it is measured")
 	flags.DurationVar(&l.For, "for", time.Second, "how long")
-	flags.IntVar(&l.Bulk, "bulk", 0, "clients that read, beside")
 	flags.IntVar(&l.Stalled, "stalled", 0, "clients that do not read, beside")
 	flags.Parse(args)
 	l.addrs = strings.Split(*addrs, ",")
@@ -154,9 +170,6 @@ func (l *load) timed(begin func() error) (r Report, err error) {
 	}[l.Kind]
 	if worker == nil {
 		return r, fmt.Errorf("no kind of load is %q", l.Kind)
-	}
-	for range l.Bulk {
-		go func() { l.fail(l.down()) }()
 	}
 	for range l.Stalled {
 		c, err := l.dial(askGive)
