@@ -39,9 +39,21 @@ func (a *acceptors) accept() {
 			a.start()
 		}
 		a.carry(c.(*relay.Conn))
-		if a.waiting.Add(1) > maxWaiting {
-			a.waiting.Add(-1)
+		if !a.wait() {
 			return
+		}
+	}
+}
+
+// wait counts a goroutine among those that wait, unless there are enough.
+func (a *acceptors) wait() bool {
+	for {
+		n := a.waiting.Load()
+		if n >= maxWaiting {
+			return false
+		}
+		if a.waiting.CompareAndSwap(n, n+1) {
+			return true
 		}
 	}
 }

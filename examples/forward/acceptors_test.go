@@ -49,3 +49,19 @@ func TestAcceptors(t *testing.T) {
 	}
 	eventually(t, "none", func() bool { return accepting() == 0 })
 }
+
+// No more are counted than may wait, also for a moment.
+func TestAcceptorsWait(t *testing.T) {
+	var a acceptors
+	for n := range int32(maxWaiting) {
+		if !a.wait() || a.waiting.Load() != n+1 {
+			t.Errorf("the %dth may not wait", n+1)
+		}
+	}
+	if a.wait() || a.waiting.Load() != maxWaiting {
+		t.Error("one too many may wait")
+	}
+	if a.waiting.Add(-1); !a.wait() {
+		t.Error("nobody may wait where one has gone")
+	}
+}

@@ -78,7 +78,6 @@ type joint struct {
 	done      func(error)
 	going     atomic.Int32 // directions that have not ended
 	refusal   error        // streamToConn's, set before it ends
-	sentAll   atomic.Bool  // all that c sent, to its end, is with the stream
 	finishing atomic.Bool  // c was sent everything, and is about to be sent its FIN
 	delivered atomic.Bool  // which it was
 
@@ -166,11 +165,7 @@ func (j *joint) connToStream() {
 	if err == nil {
 		err = j.st.CloseWrite()
 	}
-	if err == nil {
-		j.sentAll.Store(true)
-		return
-	}
-	if !j.peerClosed() && !j.isRefusal(err) {
+	if err != nil && !j.peerClosed() && !j.isRefusal(err) {
 		j.reset(err)
 	}
 }
@@ -184,9 +179,6 @@ func (j *joint) streamToConn(err error) (refusal error) {
 		}
 	}
 	if err == nil {
-		if j.sentAll.Load() {
-			return nil // finish closes c, which is its half-close too
-		}
 		j.finishing.Store(true)
 		err = j.c.CloseWrite()
 	}

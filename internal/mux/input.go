@@ -20,7 +20,7 @@ type input struct {
 	src   io.Reader // the transport
 	raw   *rawInput // that, if it is a plain socket
 	heard stamp     // the last read that brought something
-	// beforeWait is called when everything read so far was handed out.
+	// beforeWait is called before each read of the transport, which may wait.
 	beforeWait func()
 
 	c    *chunk // holds a reference of ours; nil before the first read
@@ -138,6 +138,7 @@ func (in *input) fill(limit int) error {
 	}
 	most := chunkSize
 	switch {
+	case in.raw == nil:
 	case limit >= splice.Least:
 		most = limit + headerSize
 	case in.straight:

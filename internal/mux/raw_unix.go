@@ -36,7 +36,7 @@ func newRawWriter(dst io.Writer) *rawWriter {
 	}
 	w := &rawWriter{rc: rc}
 	w.try = func(fd uintptr) bool {
-		w.n, w.err = nonblock.Write(fd, w.p)
+		w.n, w.err = nonblock.Send(fd, w.p)
 		return true
 	}
 	w.tryDrain = func(fd uintptr) bool {
@@ -114,9 +114,11 @@ type rawReader struct {
 	try  func(fd uintptr) bool
 	size int
 	pipe bool // wanted
-	c    *chunk
-	n    int
-	err  error
+
+	again bool // it was waited already
+	c     *chunk
+	n     int
+	err   error
 }
 
 // newRawReader returns nil if r is no plain socket.
@@ -128,12 +130,16 @@ func newRawReader(r io.Reader) *rawReader {
 	rd := &rawReader{rc: rc}
 	rd.try = func(fd uintptr) bool {
 		if rd.pipe {
-			if pipe := splice.Get(); pipe != nil {
-				return rd.fill(pipe, fd)
+			if pipe := splice.Get(); pipe != nil && rd.fill(pipe, fd) {
+				return true
+			} else if pipe != nil && !rd.again {
+				rd.again = true
+				return false
 			}
+			// What is there cannot be spliced, as what is urgent (tcp(7)).
 		}
 		c := getChunk(headerSize + rd.size)
-		rd.n, rd.err = nonblock.Read(fd, c.buf[headerSize:min(headerSize+rd.size, len(c.buf))])
+		rd.n, rd.err = nonblock.Recv(fd, c.buf[headerSize:min(headerSize+rd.size, len(c.buf))])
 		if rd.n <= 0 {
 			c.release()
 			return rd.err != syscall.EAGAIN
@@ -159,7 +165,7 @@ func (rd *rawReader) fill(pipe *splice.Pipe, fd uintptr) bool {
 // room for a header, or in a pipe if one is wanted and to be had. The chunk is nil when
 // there is an error.
 func (rd *rawReader) read(size int, pipe bool) (*chunk, int, error) {
-	rd.size, rd.pipe, rd.c, rd.n, rd.err = size, pipe, nil, 0, nil
+	rd.size, rd.pipe, rd.again, rd.c, rd.n, rd.err = size, pipe, false, nil, 0, nil
 	err := rd.rc.Read(rd.try)
 	c := rd.c
 	rd.c = nil
@@ -180,16 +186,18 @@ type rawInput struct {
 	rc   syscall.RawConn
 	n    int
 	err  error
+	size int // the most that is wanted
 
 	tryRead func(fd uintptr) bool
-	p       []byte
+	into    []byte
 
 	tryFill func(fd uintptr) bool
-	size    int
 	pipe    *splice.Pipe
+	again   bool // it was waited already
 
 	tryOffer func(fd uintptr) bool
 	st       *Stream
+	head     []byte
 }
 
 // newRawInput returns nil if conn is no plain socket.
@@ -200,7 +208,7 @@ func newRawInput(conn net.Conn) *rawInput {
 	}
 	in := &rawInput{conn: conn, rc: rc}
 	in.tryRead = func(fd uintptr) bool {
-		in.n, in.err = nonblock.Read(fd, in.p)
+		in.n, in.err = nonblock.Recv(fd, in.into)
 		return in.err != syscall.EAGAIN
 	}
 	in.tryFill = func(fd uintptr) bool {
@@ -213,6 +221,10 @@ func newRawInput(conn net.Conn) *rawInput {
 			in.pipe.Put()
 			in.pipe = nil
 		}
+		if in.err == syscall.EAGAIN && in.again {
+			in.err = errNotStraight // as what is urgent (tcp(7))
+		}
+		in.again = true
 		return in.err != syscall.EAGAIN
 	}
 	in.tryOffer = func(fd uintptr) bool {
@@ -221,10 +233,10 @@ func newRawInput(conn net.Conn) *rawInput {
 			in.err = errNotStraight
 			return true
 		}
-		head := copy(p, in.p)
+		head := copy(p, in.head)
 		if in.n = head; head < len(p) {
 			var n int
-			n, in.err = nonblock.Read(fd, p[head:])
+			n, in.err = nonblock.Recv(fd, p[head:])
 			in.n += n
 		}
 		in.st.fillOffer(in.n)
@@ -238,13 +250,13 @@ func newRawInput(conn net.Conn) *rawInput {
 
 // Read is that of a net.Conn.
 func (in *rawInput) Read(p []byte) (int, error) {
-	in.p = p
+	in.into = p
 	return in.await(in.tryRead)
 }
 
 // fill waits for bytes and returns a pipe with up to n of them.
 func (in *rawInput) fill(n int) (*splice.Pipe, error) {
-	in.size = n
+	in.size, in.again = n, false
 	_, err := in.await(in.tryFill)
 	pipe := in.pipe
 	in.pipe = nil
@@ -254,7 +266,7 @@ func (in *rawInput) fill(n int) (*splice.Pipe, error) {
 // give waits for bytes and reads up to n of them to where a reader of st waits for them,
 // behind those of head. It returns how many they were, and how many of them of head.
 func (in *rawInput) give(st *Stream, n int, head []byte) (all, ofHead int, err error) {
-	in.size, in.st, in.p = n, st, head
+	in.size, in.st, in.head = n, st, head
 	all, err = in.await(in.tryOffer)
 	return all, min(all, len(head)), err
 }
@@ -262,7 +274,7 @@ func (in *rawInput) give(st *Stream, n int, head []byte) (all, ofHead int, err e
 func (in *rawInput) await(try func(fd uintptr) bool) (int, error) {
 	in.n, in.err = 0, nil
 	err := in.rc.Read(try)
-	in.p, in.st = nil, nil
+	in.into, in.st, in.head = nil, nil, nil
 	switch {
 	case err != nil:
 		return 0, err

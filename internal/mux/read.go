@@ -3,8 +3,6 @@ package mux
 import (
 	"io"
 	"net"
-
-	"github.com/tcprelay/relay/internal/splice"
 )
 
 const (
@@ -163,7 +161,7 @@ func (st *Stream) awaitOfferingLocked(p []byte) (n int, err error) {
 			return 0, err
 		}
 		o := &st.offer
-		mine := o.p == nil && !o.busy && o.n == 0 && len(p) >= splice.Least
+		mine := o.p == nil && !o.busy && o.n == 0 && len(p) >= leastOffer
 		if mine {
 			o.p = p
 		}
@@ -181,8 +179,12 @@ func (st *Stream) awaitOfferingLocked(p []byte) (n int, err error) {
 	}
 }
 
+// leastOffer is how large the room of a Read has to be: what io.Copy has. With less there
+// would be a call and a goroutine woken for each few bytes of a large frame.
+const leastOffer = 32 << 10
+
 // takeOffer returns room for up to n bytes of a Read that waits, until fillOffer is
-// called, and nil if none does.
+// called, and nil if none does. The session's reader calls both.
 func (st *Stream) takeOffer(n int) []byte {
 	st.mu.Lock()
 	defer st.mu.Unlock()
@@ -190,7 +192,7 @@ func (st *Stream) takeOffer(n int) []byte {
 	if o.p == nil || st.closed || st.reset || len(st.segs) > 0 || st.rdl.expired() {
 		return nil
 	}
-	o.busy = true
+	o.busy, st.taken = true, true
 	return o.p[:min(n, len(o.p))]
 }
 
@@ -202,7 +204,7 @@ func (st *Stream) fillOffer(n int) {
 	o.busy = false
 	if n > 0 {
 		o.p, o.n = nil, n
-		st.heard, st.kept, st.taken = true, nil, true
+		st.heard, st.kept = true, nil
 		st.consumedLocked(n) // the reader flushes when it has handed out all it has
 	}
 	if n > 0 || o.held {

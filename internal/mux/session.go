@@ -183,7 +183,7 @@ func (s *Session) LastHeard() time.Time { return s.in.heard.time() }
 
 // LastSent returns when the transport last took bytes, and before the first when the
 // session began. A write that the transport is stuck in does not count; one that takes
-// its time, of 256 KiB and some small frames, counts when it is done.
+// its time, of 384 KiB and some small frames at most, counts when it is done.
 func (s *Session) LastSent() time.Time { return s.out.wrote.time() }
 
 // Trip tells the session how long a round trip took that it does not know of, a message's

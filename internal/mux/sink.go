@@ -42,16 +42,21 @@ func (st *Stream) StartWriteTo(w io.Writer, done func(n int64, err error)) {
 func (st *Stream) startSink(k *sink) {
 	st.mu.Lock()
 	st.sink = k
+	update := false
 	if ready, err := st.readyLocked(); ready && err == nil && len(st.segs) == 1 {
-		st.tryFirstLocked(k)
+		update = st.tryFirstLocked(k)
 	}
 	st.wakeReadersLocked()
 	st.unlock()
+	if update {
+		st.s.out.flush()
+	}
 }
 
-// tryFirstLocked has a sink take what little waits for it, which is mostly a client's first
-// message. The lock is released meanwhile.
-func (st *Stream) tryFirstLocked(k *sink) {
+// tryFirstLocked has a sink take what waits for it, which is mostly a client's first
+// message, as far as it does at once. It reports whether there is window to be given back.
+// The lock is released meanwhile.
+func (st *Stream) tryFirstLocked(k *sink) (update bool) {
 	k.busy = true
 	seg := st.segs[0]
 	st.popLocked(1)
@@ -60,14 +65,15 @@ func (st *Stream) tryFirstLocked(k *sink) {
 	st.mu.Lock()
 	st.unread.Add(int64(-n))
 	st.s.unread.Add(int64(-n))
-	st.passedLocked(k, n, err)
-	if seg.b = seg.b[n:]; len(seg.b) > 0 && !st.closed && !st.reset {
+	update = st.passedLocked(k, n, err)
+	if seg.b = seg.b[n:]; len(seg.b) > 0 && !st.closed { // a reset leaves what came before it
 		st.segs = slices.Insert(st.segs, 0, seg)
-		return
+		return update
 	}
 	st.unread.Add(int64(-len(seg.b)))
 	st.s.unread.Add(int64(-len(seg.b)))
 	seg.c.release()
+	return update
 }
 
 // wakeReadersLocked has the readers look what there is for them: bytes, an error or a
@@ -126,14 +132,14 @@ func (st *Stream) deliverPiped(pipe *splice.Pipe) {
 	st.wakeReadersLocked()
 }
 
-// passedLocked takes note of what an idle sink has taken.
-func (st *Stream) passedLocked(k *sink, n int, err error) {
+// passedLocked takes note of what an idle sink has taken, and reports whether there is
+// window to be given back. The session's reader need not see to it: it flushes when it has
+// handed out all it has.
+func (st *Stream) passedLocked(k *sink, n int, err error) (update bool) {
 	k.busy = false
 	k.n += int64(n)
 	k.err = err
-	if n > 0 {
-		st.consumedLocked(n) // the reader flushes when it has handed out all it has
-	}
+	return n > 0 && st.consumedLocked(n)
 }
 
 // runSink writes what waits, until nothing does, or the stream or the sink has ended.

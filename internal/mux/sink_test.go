@@ -231,6 +231,82 @@ func TestSinkEnds(t *testing.T) {
 	}
 }
 
+// partly takes some of the first that it is to write, while something else goes on.
+type partly struct {
+	basinTry
+	n         int
+	meanwhile func()
+}
+
+func (w *partly) write(p []byte) (int, error) {
+	if w.meanwhile == nil {
+		return w.basinTry.write(p)
+	}
+	w.meanwhile()
+	w.meanwhile = nil
+	return w.basinTry.write(p[:w.n])
+}
+
+// TestSinkBegins has everything happen to a stream while a new sink takes some of what
+// waited: all that came gets there, in order, and then what ended it.
+func TestSinkBegins(t *testing.T) {
+	for _, test := range []struct {
+		name      string
+		meanwhile func(s *Session, p *rawPeer, st *Stream)
+		got       string
+		want      error
+	}{
+		{"FIN", func(_ *Session, p *rawPeer, st *Stream) { p.send(finFrame(st.ID())) }, "0123456789", nil},
+		{"FIN and RST", func(_ *Session, p *rawPeer, st *Stream) {
+			p.send(dataFrame(st.ID(), []byte("abc"), 0), finFrame(st.ID()), rstFrame(st.ID(), StreamClosed))
+		}, "0123456789abc", nil},
+		{"FIN and a lost session", func(s *Session, p *rawPeer, st *Stream) {
+			p.send(finFrame(st.ID()))
+			synctest.Wait()
+			s.Fail(NoError, errEnough)
+		}, "0123456789", nil},
+		{"RST", func(_ *Session, p *rawPeer, st *Stream) {
+			p.send(dataFrame(st.ID(), []byte("abc"), 0), rstFrame(st.ID(), StreamReset))
+		}, "0123456789abc", &StreamError{Code: StreamReset, Remote: true}},
+		{"Close", func(_ *Session, _ *rawPeer, st *Stream) { st.Close() }, "0123", net.ErrClosed},
+		{"more", func(_ *Session, p *rawPeer, st *Stream) {
+			p.send(dataFrame(st.ID(), []byte("abc"), 0))
+			synctest.Wait()
+			p.send(finFrame(st.ID()))
+		}, "0123456789abc", nil},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, r role) {
+				s, p := rawSession(t, r, Config{})
+				p.send(synFrame(r.theirs(1), "0123456789"))
+				st := accept(t, s)
+				to := newBasin(1000)
+				done := make(chan result, 2)
+				first := &partly{basinTry{to}, 4, func() {
+					test.meanwhile(s, p, st)
+					synctest.Wait()
+				}}
+				st.startSink(&sink{w: to, try: first, done: func(n int64, err error) { done <- result{n: n, err: err} }})
+				synctest.Wait()
+				got := await(t, done, "the end")
+				if string(to.b) != test.got || got.n != int64(len(test.got)) {
+					t.Errorf("%q came, and %d bytes were counted", to.b, got.n)
+				}
+				se, _ := errors.AsType[*StreamError](got.err)
+				if want, ok := test.want.(*StreamError); ok && (se == nil || *se != *want) || !ok && !errors.Is(got.err, test.want) {
+					t.Errorf("ended with %v, want %v", got.err, test.want)
+				}
+				if n := st.Unread(); n != 0 {
+					t.Errorf("%d bytes are counted unread", n)
+				}
+				if n := s.unread.Load(); n != 0 {
+					t.Errorf("%d bytes of the session are", n)
+				}
+			})
+		})
+	}
+}
+
 // TestStartWriteTo carries much and little to sockets, of which one has a reader that
 // pauses, and to what is none, with everything else that a stream does going on.
 func TestStartWriteTo(t *testing.T) {

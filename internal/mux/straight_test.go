@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -394,6 +395,62 @@ func TestPipedLost(t *testing.T) {
 		server.Close()
 		if n := openPipes(t); n != before {
 			t.Fatalf("%d ends of pipes are left, and there were %d", n, before)
+		}
+	}
+}
+
+// What is urgent cannot be spliced, and does not hold up what comes behind it.
+func TestPipedUrgent(t *testing.T) {
+	c1, c2 := tcpPair(t)
+	client, server := sessionPair(t, c1, c2, Config{})
+	in, out, _, _, ends := piped(t, client, server)
+	buf := make([]byte, 4<<20)
+	for range 3 {
+		go in.Write(buf) // so that it is spliced
+		if _, err := io.ReadFull(out, make([]byte, len(buf))); err != nil {
+			t.Fatal(err)
+		}
+		raw, err := in.SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw.Write(func(fd uintptr) bool {
+			err = syscall.Sendto(int(fd), []byte("!"), syscall.MSG_OOB, nil)
+			return true
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		behind := pattern(1, 30_000)
+		in.Write(behind)
+		out.SetReadDeadline(time.Now().Add(time.Minute))
+		got := make([]byte, len(behind))
+		if n, err := io.ReadFull(out, got); err != nil || !bytes.Equal(got, behind) {
+			t.Fatalf("behind what is urgent came %d bytes, %v", n, err)
+		}
+	}
+	in.CloseWrite()
+	for range 2 {
+		if err := await(t, ends, "the end"); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// The next read is as large as the last one was full, and takes a pipe only after bulk.
+func TestNextSize(t *testing.T) {
+	size := chunkSizes[0]
+	for _, want := range []int{chunkSizes[1], chunkSizes[2], headerSize + maxPiped, headerSize + maxPiped} {
+		if size = nextSize(size, size-headerSize, size-headerSize); size != want {
+			t.Errorf("behind a full read: %d, want %d", size, want)
+		}
+	}
+	for _, test := range []struct{ n, want int }{
+		{maxPiped / 2, headerSize + maxPiped}, {splice.Least, headerSize + maxPiped},
+		{splice.Least - 1, chunkSizes[1]}, {100, chunkSizes[0]},
+	} {
+		if got := nextSize(size, test.n, maxPiped); got != test.want {
+			t.Errorf("behind %d bytes: %d, want %d", test.n, got, test.want)
 		}
 	}
 }

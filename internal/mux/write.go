@@ -151,6 +151,8 @@ func nextSize(size, n, limit int) int {
 		return headerSize + maxPiped
 	case n < chunkSizes[0]/2:
 		return chunkSizes[0]
+	case n < splice.Least:
+		return min(size, chunkSizes[1])
 	}
 	return size
 }

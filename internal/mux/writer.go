@@ -72,7 +72,8 @@ type writer struct {
 	enc        encoder
 	small      []byte
 	head, tail *chunk
-	bulk       int   // bytes in chunks
+	bulk       int   // bytes in chunks' memory
+	piped      int   // and in their pipes
 	total      int64 // bytes that left the queues, ever
 	busy       bool  // a batch is being written
 	handed     bool  // the flusher has to write it
@@ -196,7 +197,8 @@ func (w *writer) bulkData(st *Stream, c *chunk, n int) {
 func (w *writer) pushLocked(c *chunk, st *Stream) {
 	c.st = st
 	st.frames++
-	w.bulk += c.size()
+	w.bulk += len(c.frame)
+	w.piped += c.size() - len(c.frame)
 	if w.head == nil {
 		w.head = c
 	} else {
@@ -216,23 +218,26 @@ func (w *writer) takesLocked() bool {
 
 // room reports how much of want a frame of st may carry now, 0 if it has to wait.
 // The more waits in all, the smaller the frames, so that a crowd of streams on a
-// slow transport neither holds much memory nor makes the others wait long. It is a
+// slow transport neither holds much memory nor makes the others wait long; what is in pipes
+// counts late on a fast one, for it is no memory of ours and soon gone. It is a
 // guide, not a reservation: the frame counts when it is queued.
 func (w *writer) room(st *Stream, want int) int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	waits := w.bulk
+	if w.unsent > 0 && w.unsent <= mostUnsent { // a slow transport
+		waits += w.piped
+		want = min(want, maxPayload)
+	}
 	switch {
 	case st.frames >= streamFrames:
 		return 0
-	case w.bulk < 512<<10 || want > maxPayload && w.bulk < 4<<20:
-		if w.unsent > 0 && w.unsent <= mostUnsent { // a slow transport
-			want = min(want, maxPayload)
-		}
-		return want
-	case w.bulk < 4<<20:
+	case w.bulk+w.piped >= 4<<20:
+		return min(want, 2<<10-headerSize)
+	case waits >= 512<<10:
 		return min(want, 16<<10-headerSize)
 	}
-	return min(want, 2<<10-headerSize)
+	return want
 }
 
 // flush sends what is queued unless somebody does already. It does not wait for
@@ -314,8 +319,9 @@ func (w *writer) takeBatchLocked() {
 		last = c
 		n++
 		size += c.size()
+		w.bulk -= len(c.frame)
+		w.piped -= c.size() - len(c.frame)
 	}
-	w.bulk -= size
 	w.total += int64(len(w.out) + size)
 	if last != nil {
 		w.chunks, w.head = w.head, last.next

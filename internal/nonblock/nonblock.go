@@ -1,7 +1,7 @@
 //go:build unix
 
-// Package nonblock makes system calls that never wait, on descriptors of sockets and pipes
-// that do not block. No signal interrupts them; EAGAIN is returned as it is.
+// Package nonblock makes system calls on sockets that never wait. No signal interrupts
+// them; EAGAIN is returned as it is.
 //
 // On Linux they are raw ones, of which Go's scheduler knows nothing. A call that it knows
 // of costs little, but one that moves much takes longer than the 20 µs after which the
@@ -12,14 +12,14 @@ package nonblock
 
 import "syscall"
 
-// Read is read(2).
-func Read(fd uintptr, p []byte) (int, error) {
-	return retry(func() (int, error) { return read(fd, p) })
+// Recv reads from a socket.
+func Recv(socket uintptr, p []byte) (int, error) {
+	return retry(func() (int, error) { return recv(socket, p) })
 }
 
-// Write is write(2).
-func Write(fd uintptr, p []byte) (int, error) {
-	return retry(func() (int, error) { return write(fd, p) })
+// Send writes to a socket.
+func Send(socket uintptr, p []byte) (int, error) {
+	return retry(func() (int, error) { return send(socket, p, 0) })
 }
 
 // retry calls f until no signal interrupts it.

@@ -4,55 +4,56 @@ package nonblock
 
 import (
 	"io"
-	"os"
+	"net"
 	"syscall"
 	"testing"
+
+	"github.com/tcprelay/relay/internal/tcptest"
 )
 
-// Calls move what there is, and do not wait for more.
-func TestReadWrite(t *testing.T) {
-	var fds [2]int
-	if err := syscall.Pipe(fds[:]); err != nil {
+func fdOf(t *testing.T, c *net.TCPConn) (fd uintptr) {
+	t.Helper()
+	raw, err := c.SyscallConn()
+	if err != nil {
 		t.Fatal(err)
 	}
-	for _, fd := range fds {
-		syscall.CloseOnExec(fd)
-		if err := syscall.SetNonblock(fd, true); err != nil {
-			t.Fatal(err)
-		}
+	raw.Control(func(f uintptr) { fd = f })
+	return fd
+}
+
+// Calls move what there is, and do not wait for more.
+func TestRecvSend(t *testing.T) {
+	a, b := tcptest.Pair(t)
+	r, w := fdOf(t, a), fdOf(t, b)
+	p := make([]byte, 10)
+	if n, err := Recv(r, p); n != 0 || err != syscall.EAGAIN {
+		t.Errorf("Recv of nothing: %d, %v", n, err)
 	}
-	r, w := uintptr(fds[0]), uintptr(fds[1])
-	b := make([]byte, 10)
-	if n, err := Read(r, b); n != 0 || err != syscall.EAGAIN {
-		t.Errorf("Read of an empty pipe: %d, %v", n, err)
+	if n, err := Send(w, []byte("relay")); n != 5 || err != nil {
+		t.Errorf("Send: %d, %v", n, err)
 	}
-	if n, err := Write(w, []byte("relay")); n != 5 || err != nil {
-		t.Errorf("Write: %d, %v", n, err)
-	}
-	if n, err := Read(r, b); string(b[:n]) != "relay" || err != nil {
-		t.Errorf("Read: %q, %v", b[:n], err)
-	}
-	if n, err := Read(r, nil); n != 0 || err != nil && err != syscall.EAGAIN {
-		t.Errorf("Read of nothing: %d, %v", n, err)
+	if n, err := Recv(r, p); string(p[:n]) != "relay" || err != nil {
+		t.Errorf("Recv: %q, %v", p[:n], err)
 	}
 	whole := 0
 	for {
-		n, err := Write(w, make([]byte, 1000))
+		n, err := Send(w, make([]byte, 100_000))
 		whole += n
 		if err == syscall.EAGAIN {
 			break
 		}
 		if err != nil || n == 0 {
-			t.Fatalf("Write: %d, %v", n, err)
+			t.Fatalf("Send: %d, %v", n, err)
 		}
 	}
-	syscall.Close(fds[1])
-	f := os.NewFile(r, "pipe")
-	defer f.Close()
-	if b, err := io.ReadAll(f); len(b) != whole || err != nil {
-		t.Errorf("%d of %d bytes, %v", len(b), whole, err)
+	b.CloseWrite()
+	if got, err := io.ReadAll(a); len(got) != whole || err != nil {
+		t.Errorf("%d of %d bytes, %v", len(got), whole, err)
 	}
-	if n, err := Write(1<<20, b); n != 0 || err != syscall.EBADF {
-		t.Errorf("Write to no file: %d, %v", n, err)
+	if n, err := Recv(r, p); n != 0 || err != nil {
+		t.Errorf("Recv at the end: %d, %v", n, err)
+	}
+	if n, err := Send(1<<20, p); n != 0 || err != syscall.EBADF {
+		t.Errorf("Send to no file: %d, %v", n, err)
 	}
 }

@@ -97,7 +97,7 @@ func (p *Pool) listen(ctx context.Context, host string, port int) (net.Listener,
 	}
 	listen := p.ListenFunc
 	if listen == nil {
-		listen = socket.ListenConfig().Listen
+		listen = socket.Listen
 	}
 	ln, err := listen(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(port)))
 	if err != nil {

@@ -38,17 +38,18 @@ type sockets struct {
 	tap           func([]byte) bool
 	tryIn, tryOut func(fd uintptr) bool // bound once, so that moving bytes allocates nothing
 
-	bulk bool            // the last step moved much
-	buf  *[bulkSize]byte // what came is in either of these
-	pipe *splice.Pipe
-	rest []byte // of buf, to be written
-	n    int    // how much came, or is left in the pipe
-	err  error
+	bulk  bool            // the last step moved much
+	again bool            // it was waited already
+	buf   *[bulkSize]byte // what came is in either of these
+	pipe  *splice.Pipe
+	rest  []byte // of buf, to be written
+	n     int    // how much came, or is left in the pipe
+	err   error
 }
 
 // step moves what comes next.
 func (s *sockets) step() (end bool, rerr, werr error) {
-	s.n, s.err = 0, nil
+	s.n, s.err, s.again = 0, nil, false
 	switch err := s.from.Read(s.tryIn); {
 	case err != nil:
 		return false, err, nil
@@ -90,7 +91,7 @@ func (s *sockets) in(fd uintptr) bool {
 		return s.spliceIn(fd)
 	}
 	s.buf = bulkBuffers.Get().(*[bulkSize]byte)
-	s.n, s.err = nonblock.Read(fd, s.buf[:])
+	s.n, s.err = nonblock.Recv(fd, s.buf[:])
 	s.err = wrap("read", s.err)
 	if s.n > 0 {
 		return true
@@ -111,6 +112,10 @@ func (s *sockets) spliceIn(fd uintptr) bool {
 	}
 	s.pipe.Put()
 	s.pipe = nil
+	if s.err == syscall.EAGAIN && s.again {
+		s.err = errNoPipe // what is there cannot be spliced, as what is urgent (tcp(7))
+	}
+	s.again = true
 	return s.err != syscall.EAGAIN
 }
 
@@ -129,7 +134,7 @@ func (s *sockets) out(fd uintptr) bool {
 
 func (s *sockets) writeRest(fd uintptr) (n int, err error) {
 	for len(s.rest) > 0 {
-		m, err := nonblock.Write(fd, s.rest)
+		m, err := nonblock.Send(fd, s.rest)
 		n += m
 		s.rest = s.rest[m:]
 		if err == syscall.EAGAIN {

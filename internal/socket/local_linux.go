@@ -1,6 +1,8 @@
 package socket
 
 import (
+	"cmp"
+	"context"
 	"net"
 	"net/netip"
 	"syscall"
@@ -26,7 +28,8 @@ func Unpaced(ln net.Listener) {
 //
 // It also connects. Within the machine a connection is there when connect(2) returns, which
 // then says that it is in progress all the same, and package net, which calls it again, is
-// told so. Otherwise it would wait for what has happened.
+// told so. Otherwise it would wait for what has happened. The dialer must not have a local
+// address, which it would bind to too late.
 func LocalDial(network, address string, raw syscall.RawConn) error {
 	to, err := netip.ParseAddrPort(address)
 	if err != nil || !to.Addr().Unmap().IsLoopback() {
@@ -43,10 +46,12 @@ func LocalDial(network, address string, raw syscall.RawConn) error {
 	return nil
 }
 
-// ListenConfig returns one whose connections have the keep-alive that package net gives
-// them: from the listening socket, and not by four system calls for each.
-func ListenConfig() *net.ListenConfig {
-	return &net.ListenConfig{KeepAlive: -1, Control: func(_, _ string, raw syscall.RawConn) error {
+// Listen is that of a net.ListenConfig. Its connections have the keep-alive that package
+// net gives them from the listening socket, where that can be, and not by four system calls
+// for each.
+func Listen(ctx context.Context, network, address string) (net.Listener, error) {
+	var cannot error // as with Multipath TCP before Linux 6.10
+	inherited := net.ListenConfig{KeepAlive: -1, Control: func(_, _ string, raw syscall.RawConn) error {
 		return raw.Control(func(fd uintptr) {
 			for _, o := range [...]struct{ level, name, value int }{
 				{syscall.SOL_SOCKET, syscall.SO_KEEPALIVE, 1},
@@ -54,10 +59,18 @@ func ListenConfig() *net.ListenConfig {
 				{syscall.IPPROTO_TCP, syscall.TCP_KEEPINTVL, 15},
 				{syscall.IPPROTO_TCP, syscall.TCP_KEEPCNT, 9},
 			} {
-				syscall.SetsockoptInt(int(fd), o.level, o.name, o.value)
+				cannot = cmp.Or(cannot, syscall.SetsockoptInt(int(fd), o.level, o.name, o.value))
 			}
 		})
 	}}
+	ln, err := inherited.Listen(ctx, network, address)
+	if cannot != nil {
+		if err == nil {
+			ln.Close()
+		}
+		return new(net.ListenConfig).Listen(ctx, network, address)
+	}
+	return ln, err
 }
 
 // unpace chooses one that only reacts to loss. It is no harm if the system has it not.

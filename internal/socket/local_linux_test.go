@@ -88,8 +88,8 @@ func TestUnpaced(t *testing.T) {
 }
 
 // What a listener accepts keeps alive as what package net accepts does, by what it inherits.
-func TestListenConfig(t *testing.T) {
-	ln, err := ListenConfig().Listen(t.Context(), "tcp", "127.0.0.1:0")
+func TestListen(t *testing.T) {
+	ln, err := Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -3,6 +3,7 @@
 package socket
 
 import (
+	"context"
 	"net"
 	"syscall"
 )
@@ -44,9 +45,10 @@ func AwaitReset(c net.Conn) bool {
 // Unpaced is for systems that pace what they send between local programs.
 func Unpaced(net.Listener) {}
 
-// ListenConfig returns one whose connections have the keep-alive that package net gives
-// them.
-func ListenConfig() *net.ListenConfig { return new(net.ListenConfig) }
+// Listen is that of a net.ListenConfig.
+func Listen(ctx context.Context, network, address string) (net.Listener, error) {
+	return new(net.ListenConfig).Listen(ctx, network, address)
+}
 
 // LocalDial is Unpaced for the Control of a net.Dialer.
 func LocalDial(_, _ string, _ syscall.RawConn) error { return nil }

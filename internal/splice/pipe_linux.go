@@ -12,9 +12,11 @@ import (
 )
 
 const (
-	// Size is what a pipe is asked to hold: what io.Copy's do, and pipe(7) allows
-	// anybody.
-	Size = 1 << 20
+	// Size is what a pipe is asked to hold, as those of io.Copy are, and enough is what it
+	// has to: beyond some pages in all, of which pipe(7) tells, the system gives users but
+	// two for a pipe.
+	Size   = 1 << 20
+	enough = 256 << 10
 	// spares is how many empty pipes are kept for whoever has bulk next.
 	spares = 16
 )
@@ -69,12 +71,13 @@ func (p *Pipe) Drain(socket uintptr) (n int, err error) {
 // is little leaves together with what that moves.
 func SendMore(socket uintptr, b []byte) (int, error) {
 	n, err := nonblock.SendMore(socket, b)
-	return n, wrap("sendmsg", err)
+	return n, wrap("send", err)
 }
 
 // Read copies out of the pipe, which must hold something.
 func (p *Pipe) Read(b []byte) (int, error) {
-	n, err := nonblock.Read(p.r, b)
+	n, err := syscall.Read(int(p.r), b)
+	n = max(n, 0)
 	p.held -= n
 	return n, wrap("read", err)
 }
@@ -146,9 +149,21 @@ func Get() *Pipe {
 		store.mu.Unlock()
 		return nil
 	}
-	const setPipeSize = 1031 // fcntl.h: F_SETPIPE_SZ; it is no harm if that is refused
-	syscall.Syscall(syscall.SYS_FCNTL, uintptr(fds[0]), setPipeSize, Size)
-	return &Pipe{r: uintptr(fds[0]), w: uintptr(fds[1])}
+	p := &Pipe{r: uintptr(fds[0]), w: uintptr(fds[1])}
+	if !p.resize(Size) && !p.resize(enough) {
+		store.mu.Lock()
+		defer store.mu.Unlock()
+		p.dropLocked()
+		return nil
+	}
+	return p
+}
+
+// resize reports whether the pipe may hold n bytes.
+func (p *Pipe) resize(n uintptr) bool {
+	const setPipeSize = 1031 // fcntl.h: F_SETPIPE_SZ
+	_, _, errno := syscall.Syscall(syscall.SYS_FCNTL, p.r, setPipeSize, n)
+	return errno == 0
 }
 
 // Put gives the pipe back. What it holds is dropped.
@@ -159,6 +174,10 @@ func (p *Pipe) Put() {
 		store.empty = append(store.empty, p)
 		return
 	}
+	p.dropLocked()
+}
+
+func (p *Pipe) dropLocked() {
 	store.pipes--
 	p.close()
 }

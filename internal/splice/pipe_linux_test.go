@@ -69,6 +69,9 @@ func TestPipe(t *testing.T) {
 		}
 	})
 	withRaw(t, dst, func(fd uintptr) { p.Drain(fd) })
+	if p.resize(1 << 31) { // of which no pipe is
+		t.Error("a pipe that holds 2 GiB")
+	}
 	p.Put()
 	dst.CloseWrite()
 	if got, err := io.ReadAll(server); string(got) != "3456789" || err != nil {
