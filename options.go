@@ -424,9 +424,9 @@ func WithDialer(dial func(ctx context.Context, network, addr string) (net.Conn, 
 }
 
 // WithDedicated has the app open one more connection to the relay for each client,
-// instead of carrying it in the session's. Bulk costs less so, since between two TCP
-// sockets the kernel can move the bytes, and clients share neither losses nor a
-// congestion window. It takes a file more for each client, here and in the relay, and
+// instead of carrying it in the session's. Bulk costs less so, since nothing has to be put
+// in front of what a client sends, and clients share neither losses nor a congestion
+// window. It takes a file more for each client, here and in the relay, and
 // time to open a connection: n, 0 or more, are kept ready, so that those who come one by
 // one, or n at once, do not wait for it. A client for whom there is none after three
 // seconds, because the relay or what lies between does not allow it, is carried by the

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"runtime"
 
 	"github.com/tcprelay/relay/internal/splice"
 )
@@ -94,11 +93,6 @@ func (in *input) pass(st *Stream, n int) (int, error) {
 		var head int
 		n, head, err = in.raw.give(st, n, in.c.buf[in.r:in.w])
 		in.r += head
-		if n > 0 {
-			// The Read goes on in this thread, and mostly waits again when more is read:
-			// another thread need not be woken for it.
-			runtime.Gosched()
-		}
 	}
 	if err != nil {
 		if err == errNotStraight {

@@ -147,7 +147,7 @@ const paths = 3
 
 // leastTrip is what a round trip is taken for at least. Processes have to be woken, which
 // on a busy machine takes as long, and a path that is empty meanwhile is not used.
-const leastTrip = 500 * time.Microsecond
+const leastTrip = 250 * time.Microsecond
 
 // tooSmall reports that less than paths round trips use up the window, at the rate at
 // which the last window's worth came, or the one before if that is less: what had queued
