@@ -15,8 +15,8 @@ const (
 	chunkSize  = 64 << 10
 	maxPayload = chunkSize - headerSize
 
-	// maxPiped is the largest payload that leaves by a pipe: half of an initial window,
-	// so that there is one on its way while the next is made.
+	// maxPiped is the largest payload that leaves by a pipe, or from where a Write has it:
+	// half of an initial window, so that one is on its way while the next is made.
 	maxPiped = Window / 2
 )
 

@@ -59,7 +59,7 @@ func (e *encoder) appendGoAway(dst []byte, last uint32, code Code) []byte {
 	return e.appendFrame(dst, &e.goAway, e.goAway.Pack(frame.StreamId(last), frame.ErrorCode(code), nil))
 }
 
-// nothing stands for payloads that are in pipes. Only its length counts.
+// nothing stands for payloads that are elsewhere. Only its length counts.
 var nothing [maxPiped]byte
 
 // headerOf makes the header of a DATA frame with n bytes of payload at the beginning of

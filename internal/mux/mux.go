@@ -28,8 +28,8 @@
 // from the client's socket to the session's, behind a header of ours (Stream.ReadFrom,
 // rawReader, writer.writePiped), and from the session's to the client's (input.pass, sink).
 // What an app reads is read from the transport straight into the room of a Read that waits
-// (offer). All else, and all bulk where the transport is no plain socket, comes and goes in
-// chunks.
+// (offer), and what it writes leaves from where it stands (writer.sendDirect). All else, and
+// all bulk where the transport is no plain socket, comes and goes in chunks.
 //
 // # What the protocol leaves open
 //

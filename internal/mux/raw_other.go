@@ -18,6 +18,8 @@ func newRawWriter(io.Writer) *rawWriter { return nil }
 
 func (*rawWriter) write([]byte) (int, error) { panic("unreachable") }
 
+func (*rawWriter) writeBehind(_, _ []byte) (int, error) { panic("unreachable") }
+
 func (*rawWriter) drain(*splice.Pipe) (int, error) { panic("unreachable") }
 
 func (*rawWriter) writePiped(*chunk, bool) (int, error) { panic("unreachable") }

@@ -20,6 +20,9 @@ type rawWriter struct {
 	n   int
 	err error
 
+	tryBehind func(fd uintptr) bool
+	header    []byte
+
 	tryDrain func(fd uintptr) bool
 	pipe     *splice.Pipe
 
@@ -37,6 +40,10 @@ func newRawWriter(dst io.Writer) *rawWriter {
 	w := &rawWriter{rc: rc}
 	w.try = func(fd uintptr) bool {
 		w.n, w.err = nonblock.Send(fd, w.p)
+		return true
+	}
+	w.tryBehind = func(fd uintptr) bool {
+		w.n, w.err = nonblock.SendBoth(fd, w.header, w.p)
 		return true
 	}
 	w.tryDrain = func(fd uintptr) bool {
@@ -95,9 +102,20 @@ func (w *rawWriter) writePiped(c *chunk, wait bool) (int, error) {
 
 // write writes what the kernel takes of p at once; less than len(p) is no error.
 func (w *rawWriter) write(p []byte) (int, error) {
-	w.p, w.n, w.err = p, 0, nil
-	err := w.rc.Write(w.try)
-	w.p = nil
+	w.p = p
+	return w.writeNow(w.try)
+}
+
+// writeBehind is write of header and then p.
+func (w *rawWriter) writeBehind(header, p []byte) (int, error) {
+	w.header, w.p = header, p
+	return w.writeNow(w.tryBehind)
+}
+
+func (w *rawWriter) writeNow(try func(fd uintptr) bool) (int, error) {
+	w.n, w.err = 0, nil
+	err := w.rc.Write(try)
+	w.header, w.p = nil, nil
 	if err == nil {
 		err = w.err
 	}

@@ -454,3 +454,57 @@ func TestNextSize(t *testing.T) {
 		}
 	}
 }
+
+// A Write of much that meets a full socket keeps nothing of what it was given, and what it
+// says that it wrote is all that comes, in order and in whole frames; it goes on from there.
+func TestWriteDirect(t *testing.T) {
+	c1, c2 := tcpPair(t)
+	c1.(*net.TCPConn).SetWriteBuffer(100_000)
+	c2.(*net.TCPConn).SetReadBuffer(100_000)
+	s := Client(c1, Config{})
+	defer s.Close()
+	st := openStream(t, s)
+	p := newRawPeer(t, c2)
+	p.send(wndIncFrame(st.ID(), 1<<30))
+	var want []byte
+	for i := range 20 {
+		size := leastDirect + rand.IntN(2<<20)
+		b := pattern(i, size)
+		st.SetWriteDeadline(time.Now().Add(time.Duration(rand.IntN(3000)) * time.Microsecond))
+		n, err := st.Write(b)
+		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) || err == nil && n != size {
+			t.Fatalf("Write: %d of %d, %v", n, size, err)
+		}
+		want = append(want, b[:n]...)
+		clear(b)
+		if i == 0 {
+			continue // the socket fills up
+		}
+		if i == 1 {
+			p.listen()
+		}
+		if i%3 == 0 {
+			b := pattern(100+i, 100)
+			st.SetWriteDeadline(time.Time{})
+			if _, err := st.Write(b); err != nil { // behind what is left of a frame
+				t.Fatal(err)
+			}
+			want = append(want, b...)
+		}
+	}
+	st.CloseWrite()
+	var frames []wireFrame
+	for end := time.Now().Add(time.Minute); len(frames) == 0 || frames[len(frames)-1].flags&fin == 0; {
+		if time.Now().After(end) {
+			t.Fatal("no FIN")
+		}
+		time.Sleep(time.Millisecond)
+		frames = append(frames, p.took()...)
+	}
+	if got := payload(frames, st.ID()); !bytes.Equal(got, want) {
+		t.Errorf("%d bytes came that are not the %d written", len(got), len(want))
+	}
+	if sent, _ := st.Counts(); sent != int64(len(want)) {
+		t.Errorf("%d bytes are counted, %d were written", sent, len(want))
+	}
+}

@@ -54,6 +54,9 @@ func (st *Stream) wakeWritersLocked() { st.writable.Broadcast() }
 // for window and for the stream's turn. The n bytes it returns are in whole frames
 // that will be sent in order; it keeps no reference to p.
 func (st *Stream) Write(p []byte) (n int, err error) {
+	if len(p) >= leastDirect && st.s.out.raw != nil {
+		return st.writeLarge(p)
+	}
 	st.mu.Lock()
 	if err := st.turnLocked(); err != nil {
 		st.mu.Unlock()
@@ -78,6 +81,48 @@ func (st *Stream) Write(p []byte) (n int, err error) {
 	st.mu.Unlock()
 	st.s.out.flush()
 	return n, nil
+}
+
+// leastDirect is how large a frame has to be that is sent from where it stands: a smaller
+// one is worth its copy, for it may leave together with others.
+const leastDirect = 16 << 10
+
+// writeLarge is Write of much. A frame that need not wait for others leaves from p itself.
+func (st *Stream) writeLarge(p []byte) (n int, err error) {
+	st.mu.Lock()
+	if err := st.turnLocked(); err != nil {
+		st.mu.Unlock()
+		return 0, err
+	}
+	for n < len(p) {
+		var m int
+		if m, err = st.creditLocked(min(len(p)-n, maxPiped)); err != nil {
+			break
+		}
+		if m >= leastDirect && st.kept == nil {
+			st.mu.Unlock()
+			sent := st.s.out.sendDirect(st, p[n:n+m])
+			st.mu.Lock()
+			if sent { // nobody else has used the credit, for we have the turn
+				st.send -= m
+				st.sent += int64(m)
+				n += m
+				continue
+			}
+			if err = st.writeErrLocked(); err != nil {
+				break
+			}
+		}
+		m = min(m, maxPayload)
+		st.queueLocked(p[n : n+m])
+		n += m
+		st.mu.Unlock()
+		st.s.out.flush()
+		st.mu.Lock()
+	}
+	st.endTurnLocked()
+	st.mu.Unlock()
+	return n, err
 }
 
 // queueLocked queues a copy of p, for which there is credit.

@@ -84,6 +84,8 @@ type writer struct {
 	kill       *time.Timer // cuts the goodbye short; nil before hurry
 	over       bool        // the flusher has ended
 
+	header [headerSize]byte // of a frame that sendDirect sends
+
 	// The batch; it belongs to who made the writer busy.
 	spare  []byte // small's other buffer
 	out    []byte // what is left of the small frames
@@ -276,6 +278,66 @@ func (w *writer) flush() {
 	}
 	w.handed = true
 	w.wake.Signal()
+}
+
+// sendDirect sends a frame of st with the payload p, if nothing else is to be sent before,
+// and reports whether it did. What the transport does not take at once is copied.
+func (w *writer) sendDirect(st *Stream, p []byte) bool {
+	w.mu.Lock()
+	if w.raw == nil || w.busy || w.closing || w.err != nil || w.queuedLocked() || st.frames > 0 {
+		w.mu.Unlock()
+		return false
+	}
+	w.busy = true
+	header := w.enc.headerOf(w.header[:], st.id, len(p))
+	w.total += int64(len(header) + len(p))
+	w.mu.Unlock()
+
+	n, err := w.raw.writeBehind(header, p)
+	w.passed += int64(n)
+	w.notePassed()
+	frames := 0
+	if err == nil {
+		frames = w.copyRest(st, header, p, n)
+	}
+
+	w.mu.Lock()
+	st.frames += frames
+	if err != nil {
+		w.err = err
+	}
+	if w.err != nil || frames > 0 {
+		w.handed = true
+		w.wake.Signal()
+		w.mu.Unlock()
+		return true
+	}
+	w.busy = false
+	if w.closing {
+		w.wake.Signal()
+	}
+	w.mu.Unlock()
+	w.flush() // what others have queued meanwhile
+	return true
+}
+
+// copyRest makes the batch what is left of a frame of which n bytes were written, and
+// returns in how many chunks that is.
+func (w *writer) copyRest(st *Stream, header, p []byte, n int) (chunks int) {
+	last := &w.chunks
+	for n < len(header)+len(p) {
+		rest := p[max(n-len(header), 0):]
+		if n < len(header) {
+			rest = header[n:]
+		}
+		c := getChunk(len(rest))
+		c.frame = c.buf[:copy(c.buf, rest)]
+		c.st = st
+		n += len(c.frame)
+		*last, last = c, &c.next
+		chunks++
+	}
+	return chunks
 }
 
 func (w *writer) flushableLocked() bool {

@@ -9,6 +9,18 @@ import "syscall"
 
 func recv(fd uintptr, p []byte) (int, error) { return syscall.Read(int(fd), p) }
 
+func sendBoth(fd uintptr, a, b []byte) (int, error) {
+	n, err := send(fd, a, 0)
+	if n < len(a) || err != nil {
+		return n, err
+	}
+	m, err := send(fd, b, 0)
+	if err == syscall.EAGAIN {
+		err = nil // some were sent
+	}
+	return n + max(m, 0), err
+}
+
 func send(fd uintptr, p []byte, flags int) (int, error) {
 	if flags == 0 {
 		return syscall.Write(int(fd), p)

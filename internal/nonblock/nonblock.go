@@ -22,6 +22,11 @@ func Send(socket uintptr, p []byte) (int, error) {
 	return retry(func() (int, error) { return send(socket, p, 0) })
 }
 
+// SendBoth is Send of a and then b, of which neither is empty.
+func SendBoth(socket uintptr, a, b []byte) (int, error) {
+	return retry(func() (int, error) { return sendBoth(socket, a, b) })
+}
+
 // retry calls f until no signal interrupts it.
 func retry(f func() (int, error)) (int, error) {
 	for {

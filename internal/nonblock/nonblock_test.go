@@ -35,9 +35,15 @@ func TestRecvSend(t *testing.T) {
 	if n, err := Recv(r, p); string(p[:n]) != "relay" || err != nil {
 		t.Errorf("Recv: %q, %v", p[:n], err)
 	}
+	if n, err := SendBoth(w, []byte("re"), []byte("lay")); n != 5 || err != nil {
+		t.Errorf("SendBoth: %d, %v", n, err)
+	}
+	if n, err := Recv(r, p); string(p[:n]) != "relay" || err != nil {
+		t.Errorf("Recv: %q, %v", p[:n], err)
+	}
 	whole := 0
 	for {
-		n, err := Send(w, make([]byte, 100_000))
+		n, err := SendBoth(w, make([]byte, 10), make([]byte, 100_000))
 		whole += n
 		if err == syscall.EAGAIN {
 			break
