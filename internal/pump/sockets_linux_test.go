@@ -3,22 +3,12 @@ package pump
 import (
 	"io"
 	"net"
-	"os"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/tcprelay/relay/internal/tcptest"
 )
-
-func openFiles(t *testing.T) int {
-	t.Helper()
-	names, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return len(names)
-}
 
 // Bulk takes a pipe, an idle pump has none, and the last one leaves none behind.
 func TestPipes(t *testing.T) {
@@ -35,7 +25,7 @@ func TestPipes(t *testing.T) {
 		lines = append(lines, line{client, server, nil})
 		lines[len(lines)-1].done = start(dst, src, new(Meter), nil)
 	}
-	idle = openFiles(t)
+	idle = tcptest.OpenFiles(t)
 	for _, l := range lines {
 		go l.client.Write(make([]byte, 4<<20))
 	}
@@ -44,14 +34,14 @@ func TestPipes(t *testing.T) {
 		if _, err := io.CopyN(io.Discard, l.server, 4<<20); err != nil {
 			t.Fatal(err)
 		}
-		spliced = spliced || openFiles(t) > idle
+		spliced = spliced || tcptest.OpenFiles(t) > idle
 	}
 	if !spliced {
 		t.Error("nobody took a pipe: is anything spliced?")
 	}
-	for end := time.Now().Add(time.Minute); openFiles(t) > idle+conns; {
+	for end := time.Now().Add(time.Minute); tcptest.OpenFiles(t) > idle+conns; {
 		if time.Now().After(end) {
-			t.Fatalf("%d files, and %d when all were idle", openFiles(t), idle)
+			t.Fatalf("%d files, and %d when all were idle", tcptest.OpenFiles(t), idle)
 		}
 		time.Sleep(time.Millisecond)
 	}
@@ -61,7 +51,7 @@ func TestPipes(t *testing.T) {
 			t.Error(o)
 		}
 	}
-	if n := openFiles(t); n > idle {
+	if n := tcptest.OpenFiles(t); n > idle {
 		t.Errorf("%d files after the last pump, %d before any bulk", n, idle)
 	}
 }

@@ -3,21 +3,11 @@ package splice
 import (
 	"bytes"
 	"io"
-	"os"
 	"syscall"
 	"testing"
 
 	"github.com/tcprelay/relay/internal/tcptest"
 )
-
-func openFiles(t *testing.T) int {
-	t.Helper()
-	names, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return len(names)
-}
 
 // withRaw calls f with the descriptor of a socket.
 func withRaw(t *testing.T, c syscall.Conn, f func(fd uintptr)) {
@@ -139,7 +129,7 @@ func TestDrainFull(t *testing.T) {
 func TestStore(t *testing.T) {
 	defer func(f func() int) { most = f }(most)
 	most = func() int { return spares + 2 }
-	before := openFiles(t)
+	before := tcptest.OpenFiles(t)
 	Enter()
 	Enter()
 	var pipes []*Pipe
@@ -149,7 +139,7 @@ func TestStore(t *testing.T) {
 	if Get() != nil {
 		t.Error("one more than there may be")
 	}
-	if n := openFiles(t) - before; n != 2*(spares+2) {
+	if n := tcptest.OpenFiles(t) - before; n != 2*(spares+2) {
 		t.Errorf("%d files for %d pipes", n, spares+2)
 	}
 	syscall.Write(int(pipes[0].w), []byte("x"))
@@ -157,7 +147,7 @@ func TestStore(t *testing.T) {
 	for _, p := range pipes[:spares] {
 		p.Put()
 	}
-	if n := openFiles(t) - before; n != 2*(spares+1) {
+	if n := tcptest.OpenFiles(t) - before; n != 2*(spares+1) {
 		t.Errorf("%d files after one was put back that holds something", n)
 	}
 	if p := Get(); p == pipes[0] || p.Held() != 0 {
@@ -166,16 +156,16 @@ func TestStore(t *testing.T) {
 		p.Put()
 	}
 	Leave()
-	if n := openFiles(t) - before; n != 2*(spares+1) {
+	if n := tcptest.OpenFiles(t) - before; n != 2*(spares+1) {
 		t.Errorf("%d files with one user left", n)
 	}
 	Leave()
-	if n := openFiles(t) - before; n != 2*2 {
+	if n := tcptest.OpenFiles(t) - before; n != 2*2 {
 		t.Errorf("%d files when all have left, and two pipes are out", n)
 	}
 	pipes[spares].Put()
 	pipes[spares+1].Put()
-	if n := openFiles(t) - before; n != 0 || store.pipes != 0 {
+	if n := tcptest.OpenFiles(t) - before; n != 0 || store.pipes != 0 {
 		t.Errorf("%d files and %d pipes at the end", n, store.pipes)
 	}
 }

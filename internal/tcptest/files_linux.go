@@ -1,0 +1,16 @@
+package tcptest
+
+import (
+	"os"
+	"testing"
+)
+
+// OpenFiles returns how many files this process has open.
+func OpenFiles(t testing.TB) int {
+	t.Helper()
+	names, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(names)
+}
