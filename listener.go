@@ -17,8 +17,8 @@ import (
 
 	"github.com/tcprelay/relay/internal/backoff"
 	"github.com/tcprelay/relay/internal/dedicated"
+	"github.com/tcprelay/relay/internal/localdial"
 	"github.com/tcprelay/relay/internal/mux"
-	"github.com/tcprelay/relay/internal/socket"
 	"github.com/tcprelay/relay/internal/wire"
 )
 
@@ -269,7 +269,7 @@ func (l *Listener) connect(ctx context.Context) (*link, *RegisterError) {
 func (l *Listener) dial(ctx context.Context, addr string) (net.Conn, *RegisterError) {
 	dial := l.cfg.dial
 	if dial == nil {
-		dial = (&net.Dialer{Control: socket.LocalDial}).DialContext
+		dial = (&net.Dialer{Control: localdial.Control}).DialContext
 	}
 	conn, err := dial(ctx, "tcp", addr)
 	if err != nil {

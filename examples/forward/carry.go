@@ -6,7 +6,7 @@ import (
 	"time"
 
 	"github.com/tcprelay/relay"
-	"github.com/tcprelay/relay/internal/socket"
+	"github.com/tcprelay/relay/internal/localdial"
 )
 
 // localTime is how long it may take until a target has taken a client.
@@ -57,7 +57,7 @@ func (m *mapping) dial(client, public net.Addr) (net.Conn, error) {
 
 // connect connects to the target.
 func (m *mapping) connect(by time.Time) (net.Conn, error) {
-	d := net.Dialer{KeepAlive: -1, Control: socket.LocalDial}
+	d := net.Dialer{KeepAlive: -1, Control: localdial.Control}
 	if !m.lookedUp() {
 		return d.DialContext(until{context.Background(), by}, m.network, m.address)
 	}

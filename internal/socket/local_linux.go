@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"net"
-	"net/netip"
 	"syscall"
 )
 
@@ -18,32 +17,9 @@ import (
 func Unpaced(ln net.Listener) {
 	if tcp, ok := ln.(*net.TCPListener); ok && tcp.Addr().(*net.TCPAddr).IP.IsLoopback() {
 		if raw, err := tcp.SyscallConn(); err == nil {
-			raw.Control(unpace)
+			raw.Control(Unpace)
 		}
 	}
-}
-
-// LocalDial is Unpaced for a connection that is about to be made: the Control of a
-// net.Dialer.
-//
-// It also connects. Within the machine a connection is there when connect(2) returns, which
-// then says that it is in progress all the same, and package net, which calls it again, is
-// told so. Otherwise it would wait for what has happened. The dialer must not have a local
-// address, which it would bind to too late.
-func LocalDial(network, address string, raw syscall.RawConn) error {
-	to, err := netip.ParseAddrPort(address)
-	if err != nil || !to.Addr().Unmap().IsLoopback() {
-		return nil
-	}
-	var sa syscall.Sockaddr = &syscall.SockaddrInet6{Port: int(to.Port()), Addr: to.Addr().As16()}
-	if network == "tcp4" {
-		sa = &syscall.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().Unmap().As4()}
-	}
-	raw.Control(func(fd uintptr) {
-		unpace(fd)
-		syscall.Connect(int(fd), sa) // its error comes again
-	})
-	return nil
 }
 
 // Listen is that of a net.ListenConfig. Its connections have the keep-alive that package
@@ -73,7 +49,8 @@ func Listen(ctx context.Context, network, address string) (net.Listener, error) 
 	return ln, err
 }
 
-// unpace chooses one that only reacts to loss. It is no harm if the system has it not.
-func unpace(fd uintptr) {
+// Unpace is Unpaced for a socket that is about to be connected. It is no harm if the system
+// has no congestion control that only reacts to loss.
+func Unpace(fd uintptr) {
 	syscall.SetsockoptString(int(fd), syscall.IPPROTO_TCP, syscall.TCP_CONGESTION, "cubic")
 }

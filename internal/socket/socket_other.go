@@ -5,7 +5,6 @@ package socket
 import (
 	"context"
 	"net"
-	"syscall"
 )
 
 // Watched reports whether Unacked will tell of c.
@@ -49,6 +48,3 @@ func Unpaced(net.Listener) {}
 func Listen(ctx context.Context, network, address string) (net.Listener, error) {
 	return new(net.ListenConfig).Listen(ctx, network, address)
 }
-
-// LocalDial is Unpaced for the Control of a net.Dialer.
-func LocalDial(_, _ string, _ syscall.RawConn) error { return nil }
