@@ -9,7 +9,8 @@ import (
 // acceptors are goroutines that wait for clients and join each to the target. One that has
 // a client sees to it that another waits, and comes back for more when it is done: so there
 // are as many as targets take their time, and a goroutine is not started for each client,
-// whose stack would have to grow for dialling.
+// whose stack would have to grow for dialling. All end when the listener is closed, those
+// that carry a client when it is joined or turned away.
 type acceptors struct {
 	ln      *relay.Listener
 	carry   func(*relay.Conn)

@@ -508,3 +508,30 @@ func TestWriteDirect(t *testing.T) {
 		t.Errorf("%d bytes are counted, %d were written", sent, len(want))
 	}
 }
+
+// The more waits to be sent, the less a frame carries: what is in memory counts at once,
+// and what is in pipes early only on a slow transport.
+func TestRoom(t *testing.T) {
+	const small, smallest = 16<<10 - headerSize, 2<<10 - headerSize
+	for _, test := range []struct {
+		bulk, piped, unsent, frames, want, room int
+	}{
+		{want: maxPiped, room: maxPiped},
+		{want: 100, room: 100},
+		{frames: streamFrames, want: 100, room: 0},
+		{bulk: 512<<10 - 1, want: maxPiped, room: maxPiped},
+		{bulk: 512 << 10, want: maxPiped, room: small},
+		{bulk: 512 << 10, want: 100, room: 100},
+		{piped: 4<<20 - 1, want: maxPiped, room: maxPiped},
+		{piped: 4 << 20, want: maxPiped, room: smallest},
+		{bulk: 2 << 20, piped: 2 << 20, want: maxPiped, room: smallest},
+		{unsent: leastUnsent, want: maxPiped, room: maxPayload},
+		{unsent: leastUnsent, piped: 512 << 10, want: maxPiped, room: small},
+		{unsent: mostUnsent + 1, piped: 512 << 10, want: maxPiped, room: maxPiped},
+	} {
+		w := writer{bulk: test.bulk, piped: test.piped, unsent: test.unsent}
+		if got := w.room(&Stream{frames: test.frames}, test.want); got != test.room {
+			t.Errorf("%+v: room for %d", test, got)
+		}
+	}
+}

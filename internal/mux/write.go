@@ -88,6 +88,7 @@ func (st *Stream) Write(p []byte) (n int, err error) {
 const leastDirect = 16 << 10
 
 // writeLarge is Write of much. A frame that need not wait for others leaves from p itself.
+// It stands apart so that the stack of a small Write stays small; see writer.writeRaw.
 func (st *Stream) writeLarge(p []byte) (n int, err error) {
 	st.mu.Lock()
 	if err := st.turnLocked(); err != nil {

@@ -57,7 +57,8 @@ var errOverflow = &SessionError{Code: EnhanceYourCalm, Err: errors.New("too many
 // There are two queues. Control frames and small data frames are laid one behind
 // the other in a buffer; larger frames wait in chunks of their own, in turn. A
 // batch is the whole buffer and then some chunks, and a stream with a frame in a
-// chunk adds no small frames, so each stream's frames leave in order.
+// chunk adds no small frames, so each stream's frames leave in order. A large Write that
+// finds both queues empty sends its frame past them, as a batch of its own.
 type writer struct {
 	conn net.Conn
 	dst  io.Writer     // what is written to: conn
@@ -281,10 +282,11 @@ func (w *writer) flush() {
 }
 
 // sendDirect sends a frame of st with the payload p, if nothing else is to be sent before,
-// and reports whether it did. What the transport does not take at once is copied.
+// and reports whether it did. What the transport does not take at once is copied. It needs a
+// transport that is a plain socket.
 func (w *writer) sendDirect(st *Stream, p []byte) bool {
 	w.mu.Lock()
-	if w.raw == nil || w.busy || w.closing || w.err != nil || w.queuedLocked() || st.frames > 0 {
+	if w.busy || w.closing || w.err != nil || w.queuedLocked() || st.frames > 0 {
 		w.mu.Unlock()
 		return false
 	}
