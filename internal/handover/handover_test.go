@@ -17,6 +17,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/tcprelay/relay/internal/tcptest"
 )
 
 // socketPair returns two connected sockets.
@@ -46,24 +48,14 @@ func socketPair(t testing.TB) (a, b *net.UnixConn) {
 	return conns[0], conns[1]
 }
 
-// open returns how many files this process has open.
-func open(t testing.TB) int {
-	t.Helper()
-	names, err := os.ReadDir("/dev/fd")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return len(names)
-}
-
 // sameOpen runs f and fails if it leaves more or less files open than before. The garbage collector, which would close
 // a forgotten file, rests meanwhile.
 func sameOpen(t testing.TB, f func()) {
 	t.Helper()
 	defer debug.SetGCPercent(debug.SetGCPercent(-1))
-	before := open(t)
+	before := tcptest.OpenFiles(t)
 	f()
-	if after := open(t); after != before {
+	if after := tcptest.OpenFiles(t); after != before {
 		t.Errorf("%d files open, %d before", after, before)
 	}
 }

@@ -236,6 +236,16 @@ func piped(t testing.TB, client, server *Session) (in, out *net.TCPConn, w, r *S
 	return a.(*net.TCPConn), b.(*net.TCPConn), w, r, ends
 }
 
+// closeWithoutPipes closes sessions, after which there are no more pipes than before them.
+func closeWithoutPipes(t *testing.T, before int, client, server *Session) {
+	t.Helper()
+	client.Close()
+	server.Close()
+	if n := openPipes(t); n != before {
+		t.Fatalf("%d ends of pipes are left, and there were %d", n, before)
+	}
+}
+
 // Bulk between sockets goes through pipes, to readers that keep up and to those that pause,
 // and comes as it was sent. Once the sessions are gone there is no pipe.
 func TestPiped(t *testing.T) {
@@ -285,11 +295,7 @@ func TestPiped(t *testing.T) {
 	if most <= before {
 		t.Error("there was no pipe: is anything spliced?")
 	}
-	client.Close()
-	server.Close()
-	if n := openPipes(t); n != before {
-		t.Errorf("%d ends of pipes are left, and there were %d", n, before)
-	}
+	closeWithoutPipes(t, before, client, server)
 }
 
 // Bulk that came by a pipe and finds less window than there was, because a Write took it,
@@ -391,11 +397,7 @@ func TestPipedLost(t *testing.T) {
 				t.Error("nobody was told")
 			}
 		}
-		client.Close()
-		server.Close()
-		if n := openPipes(t); n != before {
-			t.Fatalf("%d ends of pipes are left, and there were %d", n, before)
-		}
+		closeWithoutPipes(t, before, client, server)
 	}
 }
 

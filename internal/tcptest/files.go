@@ -1,3 +1,5 @@
+//go:build unix
+
 package tcptest
 
 import (
@@ -8,7 +10,7 @@ import (
 // OpenFiles returns how many files this process has open.
 func OpenFiles(t testing.TB) int {
 	t.Helper()
-	names, err := os.ReadDir("/proc/self/fd")
+	names, err := os.ReadDir("/dev/fd")
 	if err != nil {
 		t.Fatal(err)
 	}
