@@ -6,12 +6,17 @@ import (
 	"io"
 	"net"
 
+	"github.com/tcprelay/relay/internal/socket"
 	"github.com/tcprelay/relay/internal/splice"
 )
 
 // minRead is the least room in a chunk that is worth a read of the transport
 // while streams still hold other parts of it.
 const minRead = chunkSize / 4
+
+// mostUnread is what the system may hold unread of a peer's on this machine, and twice that
+// with what it takes to keep it (socket(7)). Less costs bulk some of its rate.
+const mostUnread = 192 << 10
 
 // input reads the transport into chunks and hands the bytes out by reference.
 // The session's reader owns it.
@@ -37,6 +42,7 @@ type input struct {
 // init makes conn the transport, of which head has been read already.
 func (in *input) init(conn net.Conn, head []byte, beforeWait func()) {
 	in.src, in.beforeWait = conn, beforeWait
+	socket.LimitUnread(conn, mostUnread)
 	if in.raw = newRawInput(conn); in.raw != nil {
 		in.src = in.raw
 	}

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"math"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -534,6 +535,40 @@ func TestRoom(t *testing.T) {
 		w := writer{bulk: test.bulk, piped: test.piped, unsent: test.unsent}
 		if got := w.room(&Stream{frames: test.frames}, test.want); got != test.room {
 			t.Errorf("%+v: room for %d", test, got)
+		}
+	}
+}
+
+// In a crowd the system holds little that it cannot send, and otherwise what the pace of
+// the transport allows.
+func TestCrowdUnsent(t *testing.T) {
+	conn, _ := tcpPair(t)
+	var w writer
+	w.init(conn, nil)
+	for _, step := range []struct {
+		crowd        bool
+		unsent, want int
+	}{
+		{true, 0, crowdUnsent},
+		{false, 0, math.MaxInt32},
+		{true, math.MaxInt32, crowdUnsent},
+		{true, leastUnsent, leastUnsent},
+		{true, mostUnsent, crowdUnsent},
+		{false, mostUnsent, mostUnsent},
+	} {
+		w.crowd.here, w.unsent = step.crowd, step.unsent
+		w.limitLocked()
+		got := 0
+		raw, err := conn.(*net.TCPConn).SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw.Control(func(fd uintptr) {
+			const notSentLowat = 25 // TCP_NOTSENT_LOWAT, tcp(7)
+			got, err = syscall.GetsockoptInt(int(fd), syscall.IPPROTO_TCP, notSentLowat)
+		})
+		if got != step.want || err != nil {
+			t.Errorf("%+v: %d, %v", step, got, err)
 		}
 	}
 }

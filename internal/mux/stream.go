@@ -19,7 +19,8 @@ import (
 type Stream struct {
 	s      *Session
 	id     uint32
-	frames int // chunks in the writer; guarded by writer.mu
+	frames int  // chunks in the writer; guarded by writer.mu
+	bulky  bool // its last frame was large; so is that
 
 	unread   atomic.Int64 // bytes in segs, and those that WriteTo is writing
 	lastRead atomic.Int64 // when bytes were consumed last, in reads of the session

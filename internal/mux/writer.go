@@ -1,6 +1,7 @@
 package mux
 
 import (
+	"cmp"
 	"errors"
 	"io"
 	"math"
@@ -95,7 +96,8 @@ type writer struct {
 	rest   net.Buffers // what is left of bufs; a field, so that it is not allocated
 	passed int64       // bytes of it that the transport took, until notePassed
 
-	unsent int // what the system was told to hold; 0: as much as it likes
+	unsent int // what the system is to hold by the transport's pace; 0: as much as it likes
+	crowd  crowd
 }
 
 func (w *writer) init(conn net.Conn, fail func(error)) {
@@ -178,6 +180,7 @@ func (w *writer) data(st *Stream, p []byte) bool {
 		return false
 	}
 	w.small = w.enc.appendData(w.small, st.id, p, false, false)
+	w.crowd.small(st)
 	return true
 }
 
@@ -194,6 +197,7 @@ func (w *writer) bulkData(st *Stream, c *chunk, n int) {
 	} else {
 		c.frame = w.enc.frameInPlace(c.buf, st.id, n)
 	}
+	w.crowd.large(st)
 	w.pushLocked(c, st)
 }
 
@@ -293,6 +297,8 @@ func (w *writer) sendDirect(st *Stream, p []byte) bool {
 	w.busy = true
 	header := w.enc.headerOf(w.header[:], st.id, len(p))
 	w.total += int64(len(header) + len(p))
+	w.crowd.large(st)
+	w.lookLocked()
 	w.mu.Unlock()
 
 	n, err := w.raw.writeBehind(header, p)
@@ -370,6 +376,7 @@ func (w *writer) queuedLocked() bool { return len(w.small) > 0 || w.head != nil 
 
 // takeBatchLocked makes the next batch of what is queued.
 func (w *writer) takeBatchLocked() {
+	w.lookLocked()
 	if cap(w.spare) > 2*smallQueue {
 		w.spare = nil // a burst is over
 	}
@@ -600,7 +607,23 @@ func (w *writer) pace(n int64, took time.Duration) {
 		return
 	}
 	w.unsent = unsent
-	socket.LimitUnsent(w.conn, unsent)
+	w.limitLocked()
+}
+
+// lookLocked looks now and then whether there is a crowd.
+func (w *writer) lookLocked() {
+	if w.crowd.look(w.wrote.time()) {
+		w.limitLocked()
+	}
+}
+
+// limitLocked tells the system how much it may hold.
+func (w *writer) limitLocked() {
+	n := cmp.Or(w.unsent, math.MaxInt32)
+	if w.crowd.here {
+		n = min(n, crowdUnsent)
+	}
+	socket.LimitUnsent(w.conn, n)
 }
 
 // close lets the flusher send what is queued and a GOAWAY, and close the transport

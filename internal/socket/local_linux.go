@@ -22,6 +22,17 @@ func Unpaced(ln net.Listener) {
 	}
 }
 
+// LimitUnread has the system take no more than n bytes or so that c has not read, if its
+// peer is on this machine. Those of other machines may be long under way, and there has to
+// be room for all that are. Here the room is only where bytes wait, and make those behind
+// them wait.
+func LimitUnread(c net.Conn, n int) {
+	tcp, ok := Unwrap(c).(*net.TCPConn)
+	if ok && tcp.RemoteAddr().(*net.TCPAddr).IP.IsLoopback() {
+		tcp.SetReadBuffer(n)
+	}
+}
+
 // Listen is that of a net.ListenConfig. Its connections have the keep-alive that package
 // net gives them from the listening socket, where that can be, and not by four system calls
 // for each.

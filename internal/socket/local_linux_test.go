@@ -68,6 +68,56 @@ func TestUnpaced(t *testing.T) {
 	}
 }
 
+// The system holds little that was not read of a peer on this machine, and of others what
+// it would.
+func TestLimitUnread(t *testing.T) {
+	const limit = 50_000
+	hosts := []string{"127.0.0.1", "[::1]"}
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range addrs { // through loopback too, but for all that can be told another's
+		if ip := a.(*net.IPNet).IP.To4(); ip != nil && !ip.IsLoopback() {
+			hosts = append(hosts, ip.String())
+			break
+		}
+	}
+	for _, host := range hosts {
+		ln, err := net.Listen("tcp", host+":0")
+		if err != nil {
+			t.Logf("not tried: %v", err)
+			continue
+		}
+		defer ln.Close()
+		c, err := net.Dial("tcp", ln.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		room := func() (n int) {
+			control(c, func(fd uintptr) {
+				if n, err = syscall.GetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF); err != nil {
+					t.Fatal(err)
+				}
+			})
+			return n
+		}
+		want := room()
+		if ln.Addr().(*net.TCPAddr).IP.IsLoopback() {
+			want = 2 * limit // socket(7)
+		}
+		LimitUnread(layer{c}, limit)
+		if got := room(); got != want {
+			t.Errorf("%s: room for %d, want %d", host, got, want)
+		}
+	}
+	p, q := net.Pipe()
+	defer p.Close()
+	defer q.Close()
+	LimitUnread(p, 1) // does nothing
+}
+
 // What a listener accepts keeps alive as what package net accepts does, by what it inherits.
 func TestListen(t *testing.T) {
 	ln, err := Listen(t.Context(), "tcp", "127.0.0.1:0")

@@ -14,15 +14,20 @@ type resetter interface {
 	AwaitReset() bool
 }
 
+// maxLayers bounds how deep Unwrap looks. A type that embeds a layer may have its NetConn
+// too, and be what that returns.
+const maxLayers = 16
+
 // Unwrap returns the connection that c is a layer on.
 func Unwrap(c net.Conn) net.Conn {
-	for {
+	for range maxLayers {
 		layer, ok := c.(interface{ NetConn() net.Conn })
 		if !ok {
-			return c
+			break
 		}
 		c = layer.NetConn()
 	}
+	return c
 }
 
 // SetLinger sets what closing the socket that c is, or is a layer on, does; see

@@ -44,6 +44,9 @@ func AwaitReset(c net.Conn) bool {
 // Unpaced is for systems that pace what they send between local programs.
 func Unpaced(net.Listener) {}
 
+// LimitUnread is for systems that are known to make room for what is under way.
+func LimitUnread(net.Conn, int) {}
+
 // Listen is that of a net.ListenConfig.
 func Listen(ctx context.Context, network, address string) (net.Listener, error) {
 	return new(net.ListenConfig).Listen(ctx, network, address)

@@ -127,6 +127,24 @@ type layer struct{ net.Conn }
 
 func (l layer) NetConn() net.Conn { return l.Conn }
 
+// A connection is found below its layers, and one that says that it lies on itself is the
+// last.
+func TestUnwrap(t *testing.T) {
+	p, q := net.Pipe()
+	defer p.Close()
+	defer q.Close()
+	if got := Unwrap(layer{layer{p}}); got != p {
+		t.Errorf("below two layers lies %T", got)
+	}
+	if c := (self{p}); Unwrap(c) != c {
+		t.Errorf("below itself lies %T", Unwrap(c))
+	}
+}
+
+type self struct{ net.Conn }
+
+func (s self) NetConn() net.Conn { return s }
+
 type known struct{ net.Conn }
 
 func (known) WasReset() bool   { return true }
