@@ -127,3 +127,60 @@ func TestNoAllocations(t *testing.T) {
 		})
 	}
 }
+
+// BenchmarkShort has a client come, get an answer and leave, by an app that joins it to a
+// local program. Client and program are a part of what it costs.
+func BenchmarkShort(b *testing.B) {
+	for _, n := range lanes {
+		if !n.joined {
+			continue
+		}
+		b.Run(n.name, func(b *testing.B) {
+			_, addr := startRelay(b)
+			l, err := relay.Register(b.Context(), addr, n.opts...)
+			if err != nil {
+				b.Fatal(err)
+			}
+			b.Cleanup(func() { l.Close() })
+			local, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				b.Fatal(err)
+			}
+			b.Cleanup(func() { local.Close() })
+			go serveEcho(local)
+			go func() {
+				for {
+					c, err := l.Accept()
+					if err != nil {
+						return
+					}
+					go func() {
+						to, err := net.Dial("tcp", local.Addr().String())
+						if err != nil {
+							c.Close()
+							return
+						}
+						c.(*relay.Conn).Join(to, func(error) {})
+					}()
+				}
+			}()
+			msg := make([]byte, 64)
+			b.ReportAllocs()
+			b.SetParallelism(8)
+			b.RunParallel(func(pb *testing.PB) {
+				for pb.Next() {
+					c, err := net.Dial("tcp", l.Addr().String())
+					if err != nil {
+						b.Error(err)
+						return
+					}
+					c.Write(msg)
+					if _, err := io.ReadFull(c, make([]byte, 64)); err != nil {
+						b.Error(err)
+					}
+					c.Close()
+				}
+			})
+		})
+	}
+}

@@ -173,7 +173,8 @@ func (c *client) joined(err error) {
 
 // end counts a client out that was admitted, and is nobody's any more.
 func (c *client) end() {
-	c.svc.srv.giveBack(c.svc.claimsOf(c.ip))
+	claims, n := c.svc.claimsOf(c.ip)
+	c.svc.srv.giveBack(claims[:n])
 	c.leave()
 }
 
@@ -209,20 +210,20 @@ type claim struct {
 	kind   string
 }
 
-// claimsOf lists who a client from ip is counted for. It is the same when the client
-// comes and when it leaves, and not kept meanwhile.
-func (svc *service) claimsOf(ip netip.Addr) []claim {
+// claimsOf lists the n that a client from ip is counted for. They are the same when the
+// client comes and when it leaves, and not kept meanwhile.
+func (svc *service) claimsOf(ip netip.Addr) (claims [4]claim, n int) {
 	limits := &svc.srv.cfg.limits
-	claims := []claim{
+	claims = [...]claim{
 		{holder{}, limits.Clients, kindClients},
 		{holder{owned: true, identity: svc.identity}, svc.owner.Clients, kindClients},
+		{holder{ip: ip}, limits.ClientsPerIP, kindClientsPerIP},
+		{holder{owned: true, identity: svc.identity, ip: ip}, svc.owner.ClientsPerIP, kindClientsPerIP},
 	}
-	if ip.IsValid() {
-		claims = append(claims,
-			claim{holder{ip: ip}, limits.ClientsPerIP, kindClientsPerIP},
-			claim{holder{owned: true, identity: svc.identity, ip: ip}, svc.owner.ClientsPerIP, kindClientsPerIP})
+	if !ip.IsValid() {
+		return claims, 2
 	}
-	return claims
+	return claims, len(claims)
 }
 
 // admit counts a client in, or returns the limit that it is over.
@@ -230,7 +231,8 @@ func (svc *service) admit(c *client) (kind string) {
 	if svc.srv.dedicated.Load() > 0 && svc.srv.outOfFiles() {
 		return kindClients
 	}
-	claims := svc.claimsOf(c.ip)
+	all, n := svc.claimsOf(c.ip)
+	claims := all[:n]
 	if kind := svc.srv.clientsOver(claims); kind != "" {
 		return kind
 	}

@@ -6,7 +6,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -459,7 +458,7 @@ func (l *Listener) newConn(st *mux.Stream) (*Conn, error) {
 		l.refuse(st)
 		return nil, net.ErrClosed
 	}
-	if _, err = io.ReadFull(st, room[:n]); err != nil {
+	if err = st.Discard(n); err != nil {
 		c.SetLinger(0)
 		c.Close()
 		return nil, fmt.Errorf("opening of a client's stream: %w", err)

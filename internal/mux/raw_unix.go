@@ -12,13 +12,15 @@ import (
 	"github.com/tcprelay/relay/internal/splice"
 )
 
-// rawWriter writes to a socket without ever waiting for it.
+// rawWriter writes to a socket without ever waiting for it. Its functions are made once, so
+// that a write allocates nothing, and those that not all have a use for at their first.
 type rawWriter struct {
 	rc  syscall.RawConn
-	try func(fd uintptr) bool // bound once, so that a write allocates nothing
-	p   []byte
 	n   int
 	err error
+
+	try func(fd uintptr) bool
+	p   []byte
 
 	tryBehind func(fd uintptr) bool
 	header    []byte
@@ -42,33 +44,17 @@ func newRawWriter(dst io.Writer) *rawWriter {
 		w.n, w.err = nonblock.Send(fd, w.p)
 		return true
 	}
-	w.tryBehind = func(fd uintptr) bool {
-		w.n, w.err = nonblock.SendBoth(fd, w.header, w.p)
-		return true
-	}
-	w.tryDrain = func(fd uintptr) bool {
-		w.n, w.err = w.pipe.Drain(fd)
-		return true
-	}
-	w.tryPiped = func(fd uintptr) bool {
-		c := w.c
-		if len(c.frame) > 0 {
-			n, err := splice.SendMore(fd, c.frame)
-			w.n += n
-			c.frame = c.frame[n:]
-			if len(c.frame) > 0 {
-				return w.ended(err)
-			}
-		}
-		n, err := c.pipe.Drain(fd)
-		w.n += n
-		return c.pipe.Held() == 0 || w.ended(err)
-	}
 	return w
 }
 
 // drain writes what the kernel takes of a pipe at once; less than all is no error.
 func (w *rawWriter) drain(pipe *splice.Pipe) (int, error) {
+	if w.tryDrain == nil {
+		w.tryDrain = func(fd uintptr) bool {
+			w.n, w.err = w.pipe.Drain(fd)
+			return true
+		}
+	}
 	w.pipe, w.n, w.err = pipe, 0, nil
 	err := w.rc.Write(w.tryDrain)
 	w.pipe = nil
@@ -91,6 +77,9 @@ func (w *rawWriter) ended(err error) bool {
 // writePiped writes the frame of c, whose payload is in a pipe. If wait it waits until the
 // kernel has taken all of it; otherwise less than all is no error.
 func (w *rawWriter) writePiped(c *chunk, wait bool) (int, error) {
+	if w.tryPiped == nil {
+		w.tryPiped = w.sendPiped
+	}
 	w.c, w.wait, w.n, w.err = c, wait, 0, nil
 	err := w.rc.Write(w.tryPiped)
 	w.c = nil
@@ -98,6 +87,23 @@ func (w *rawWriter) writePiped(c *chunk, wait bool) (int, error) {
 		err = w.err
 	}
 	return w.n, err
+}
+
+// sendPiped sends what the kernel takes of the frame of c, and reports whether that is not
+// to be repeated when it takes something again.
+func (w *rawWriter) sendPiped(fd uintptr) bool {
+	c := w.c
+	if len(c.frame) > 0 {
+		n, err := splice.SendMore(fd, c.frame)
+		w.n += n
+		c.frame = c.frame[n:]
+		if len(c.frame) > 0 {
+			return w.ended(err)
+		}
+	}
+	n, err := c.pipe.Drain(fd)
+	w.n += n
+	return c.pipe.Held() == 0 || w.ended(err)
 }
 
 // write writes what the kernel takes of p at once; less than len(p) is no error.
@@ -108,6 +114,12 @@ func (w *rawWriter) write(p []byte) (int, error) {
 
 // writeBehind is write of header and then p.
 func (w *rawWriter) writeBehind(header, p []byte) (int, error) {
+	if w.tryBehind == nil {
+		w.tryBehind = func(fd uintptr) bool {
+			w.n, w.err = nonblock.SendBoth(fd, w.header, w.p)
+			return true
+		}
+	}
 	w.header, w.p = header, p
 	return w.writeNow(w.tryBehind)
 }

@@ -129,19 +129,37 @@ func (st *Stream) Read(p []byte) (n int, err error) {
 		st.mu.Unlock()
 		return n, err
 	}
+	n = st.peekLocked(p)
+	st.takeUnlock(n)
+	return n, nil
+}
+
+// Discard passes over the next n bytes, which Peek has shown. They are gone if the stream
+// was reset since.
+func (st *Stream) Discard(n int) error {
+	st.mu.Lock()
+	if ready, err := st.readyLocked(); !ready {
+		st.mu.Unlock()
+		return err
+	}
+	st.takeUnlock(n)
+	return nil
+}
+
+// takeUnlock counts the first n bytes as read, and releases the lock.
+func (st *Stream) takeUnlock(n int) {
 	done := 0
-	for done < len(st.segs) && n < len(p) {
+	for left := n; left > 0; done++ {
 		seg := &st.segs[done]
-		m := copy(p[n:], seg.b)
-		n += m
-		if seg.b = seg.b[m:]; len(seg.b) == 0 {
-			seg.c.release()
-			done++
+		if len(seg.b) > left {
+			seg.b = seg.b[left:]
+			break
 		}
+		left -= len(seg.b)
+		seg.c.release()
 	}
 	st.popLocked(done)
 	st.consumedUnlock(n)
-	return n, nil
 }
 
 // An offer is the room of a Read that waits, for bulk that is read from the transport
@@ -227,8 +245,14 @@ func (st *Stream) wantsStraight() (sink, read bool) {
 func (st *Stream) Peek(p []byte) (n int) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
+	return st.peekLocked(p)
+}
+
+func (st *Stream) peekLocked(p []byte) (n int) {
 	for _, seg := range st.segs {
-		n += copy(p[n:], seg.b)
+		if n += copy(p[n:], seg.b); n == len(p) {
+			break
+		}
 	}
 	return n
 }
@@ -268,10 +292,7 @@ func (st *Stream) consumedUnlock(n int) {
 // WriteTo writes what arrives to w until the peer's FIN, without copying it. A
 // byte counts as read, for the window, when w has taken it.
 func (st *Stream) WriteTo(w io.Writer) (total int64, err error) {
-	var out segmentWriter
-	if _, ok := w.(*net.TCPConn); ok {
-		out.gather = true
-	}
+	out := newSegmentWriter(w)
 	for {
 		st.mu.Lock()
 		if err := st.awaitLocked(); err != nil {
@@ -281,7 +302,7 @@ func (st *Stream) WriteTo(w io.Writer) (total int64, err error) {
 			}
 			return total, err
 		}
-		n, err := st.writeOutUnlock(&out, w)
+		n, err := st.writeOutUnlock(out, w)
 		total += n
 		if err != nil {
 			return total, err
@@ -315,6 +336,11 @@ type segmentWriter struct {
 	gather bool  // the writer takes several buffers in one call
 	bufs   net.Buffers
 	rest   net.Buffers
+}
+
+func newSegmentWriter(w io.Writer) *segmentWriter {
+	_, gather := w.(*net.TCPConn)
+	return &segmentWriter{gather: gather}
 }
 
 func (o *segmentWriter) write(w io.Writer) (n int64, err error) {

@@ -2,7 +2,6 @@ package mux
 
 import (
 	"io"
-	"net"
 	"slices"
 
 	"github.com/tcprelay/relay/internal/splice"
@@ -144,8 +143,7 @@ func (st *Stream) passedLocked(k *sink, n int, err error) (update bool) {
 
 // runSink writes what waits, until nothing does, or the stream or the sink has ended.
 func (st *Stream) runSink(k *sink) {
-	var out segmentWriter
-	_, out.gather = k.w.(*net.TCPConn)
+	var out *segmentWriter
 	err := k.err // set before this goroutine began
 	for err == nil {
 		st.mu.Lock()
@@ -159,8 +157,11 @@ func (st *Stream) runSink(k *sink) {
 			st.mu.Unlock()
 			return
 		}
+		if out == nil {
+			out = newSegmentWriter(k.w)
+		}
 		var n int64
-		n, err = st.writeOutUnlock(&out, k.w)
+		n, err = st.writeOutUnlock(out, k.w)
 		k.n += n
 	}
 	st.mu.Lock()
