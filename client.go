@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"slices"
@@ -594,9 +595,17 @@ func (c *client) left(err error) {
 		err = fmt.Errorf("cut off: %s: %w", cut, err)
 		svc.srv.refused.Add(cut, "client cut off", svc.attrs("client", c.remote)...)
 	}
-	svc.log.Debug("client left", "client", c.remote,
-		"bytes_in", in, "bytes_out", out, "seconds", time.Since(c.since).Seconds(), "err", cleanErr(err))
+	if svc.log.Enabled(context.Background(), slog.LevelDebug) {
+		c.logLeft(in, out, err)
+	}
 	svc.event(Event{Kind: EventClientLeft, Remote: c.remote, BytesIn: in, BytesOut: out, Err: err})
+}
+
+// logLeft stands apart for what it takes to lay out a log's line, also of one that nobody
+// wants.
+func (c *client) logLeft(in, out int64, err error) {
+	c.svc.log.Debug("client left", "client", c.remote,
+		"bytes_in", in, "bytes_out", out, "seconds", time.Since(c.since).Seconds(), "err", cleanErr(err))
 }
 
 // isShed reports that a client was reset to keep its session within what it may hold.

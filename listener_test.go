@@ -190,6 +190,8 @@ func TestBacklog(t *testing.T) {
 		expectReset(t, c)
 		c.Close()
 	}
+	// The last of them knows before the app has counted it, over a connection of its own.
+	eventually(t, "all of them counted", func() bool { return l.Stats().Refused >= over })
 	if got := l.Stats(); got.Refused != over || got.Accepted != 1 {
 		t.Errorf("stats %+v", got)
 	}

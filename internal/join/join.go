@@ -42,7 +42,9 @@ type teller interface {
 	OnEnd(func(error))
 }
 
-// starter is a Stream whose WriteTo needs no goroutine while it waits.
+// starter is a Stream whose WriteTo needs no goroutine while it waits. Done must not wait
+// for anything, which what ends a joint's direction does not with a stream that is no
+// watcher.
 type starter interface {
 	StartWriteTo(w io.Writer, done func(n int64, err error))
 }
@@ -75,11 +77,10 @@ func (r *Refused) Unwrap() error { return r.Err }
 type joint struct {
 	c         Conn
 	st        Stream
-	done      func(error)
-	going     atomic.Int32 // directions that have not ended
-	refusal   error        // streamToConn's, set before it ends
-	finishing atomic.Bool  // c was sent everything, and is about to be sent its FIN
-	delivered atomic.Bool  // which it was
+	down      sync.WaitGroup // streamToConn
+	refusal   error          // its
+	finishing atomic.Bool    // c was sent everything, and is about to be sent its FIN
+	delivered atomic.Bool    // which it was
 
 	once sync.Once
 	err  error
@@ -100,43 +101,31 @@ func Join(c Conn, st Stream) error {
 	return <-done
 }
 
-// Start is a Join that calls done with what Join returns, in a goroutine of its own. A
-// goroutine for each direction is all that waits meanwhile, or one alone if the stream
-// needs none, and begins with the smallest of stacks: that is most of what an idle
-// connection takes.
+// Start is a Join that calls done with what Join returns, in a goroutine of its own. That
+// one carries what c sends, and is all that waits if the stream needs none; it begins with
+// the smallest of stacks, which is most of what an idle connection takes.
 func Start(c Conn, st Stream, done func(error)) {
-	j := &joint{c: c, st: st, done: done}
-	j.going.Store(2)
+	j := &joint{c: c, st: st}
+	j.down.Add(1)
 	if e, ok := st.(teller); ok {
 		e.OnEnd(func(err error) { j.streamEnded(e, err) })
 	}
-	go j.up()
+	go j.run(done)
 	if s, ok := st.(starter); ok {
-		s.StartWriteTo(c, func(_ int64, err error) { j.down(err) })
+		s.StartWriteTo(c, func(_ int64, err error) { j.streamToConn(err) })
 		return
 	}
 	go func() {
 		_, err := st.WriteTo(c)
-		j.down(err)
+		j.streamToConn(err)
 	}()
 }
 
-func (j *joint) up() {
+// run ends when both directions have.
+func (j *joint) run(done func(error)) {
 	j.connToStream()
-	j.ended()
-}
-
-// down ends the direction in which the stream's bytes were written to c, until err.
-func (j *joint) down(err error) {
-	j.refusal = j.streamToConn(err)
-	j.ended()
-}
-
-// ended finishes a joint when its second direction has ended.
-func (j *joint) ended() {
-	if j.going.Add(-1) == 0 {
-		j.done(j.finish())
-	}
+	j.down.Wait()
+	done(j.finish())
 }
 
 func (j *joint) finish() error {
@@ -170,12 +159,14 @@ func (j *joint) connToStream() {
 	}
 }
 
-// streamToConn passes on what the stream ended with. It returns that if it is a refusal,
-// after which connToStream does not wait for c.
-func (j *joint) streamToConn(err error) (refusal error) {
+// streamToConn passes on what the stream ended with, when all of its bytes were written to
+// c. After a refusal connToStream does not wait for c.
+func (j *joint) streamToConn(err error) {
+	defer j.down.Done()
 	if _, refused := j.kept(); refused {
 		if j.c.SetReadDeadline(time.Unix(1, 0)) == nil {
-			return err
+			j.refusal = err
+			return
 		}
 	}
 	if err == nil {
@@ -184,7 +175,7 @@ func (j *joint) streamToConn(err error) (refusal error) {
 	}
 	if err != nil {
 		j.reset(err)
-		return nil
+		return
 	}
 	j.delivered.Store(true)
 	if w, ok := j.st.(watcher); ok {
@@ -193,7 +184,6 @@ func (j *joint) streamToConn(err error) (refusal error) {
 	if j.peerClosed() {
 		j.c.Close()
 	}
-	return nil
 }
 
 // streamEnded does not wait for connToStream to notice, which sits in a read of c.

@@ -82,6 +82,14 @@ func (st *Stream) finishedByPeer() {
 		st.rerr = io.EOF
 		st.heard, st.kept = true, nil
 	}
+	if k := st.sink; k != nil && !k.busy && k.err == nil {
+		if _, err := st.readyLocked(); err == io.EOF { // w has had everything
+			st.sink = nil
+			st.unlock()
+			k.done(k.n, nil)
+			return
+		}
+	}
 	st.wakeReadersLocked()
 	st.unlock()
 }

@@ -27,9 +27,9 @@ type tryWriter interface {
 }
 
 // StartWriteTo is a WriteTo that does not wait, and calls done with what that would
-// return, in a goroutine of its own. If w is a socket no other goroutine is needed while
-// nothing arrives, or w takes it at once; nobody else may write to w until done is called.
-// A stream has one reader then.
+// return. If w is a socket no goroutine is needed while nothing arrives, or w takes it at
+// once; the session's reader may call done then, so that must not wait for anything. Nobody
+// else may write to w until done is called. A stream has one reader then.
 func (st *Stream) StartWriteTo(w io.Writer, done func(n int64, err error)) {
 	if raw := newRawWriter(w); raw != nil {
 		st.startSink(&sink{w: w, try: raw, done: done})

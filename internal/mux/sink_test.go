@@ -7,6 +7,8 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"runtime/debug"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -143,6 +145,32 @@ func TestSink(t *testing.T) {
 		p.send(finFrame(st.ID()))
 		if got := <-done; got.err != nil || got.n != int64(8+len(data)+10) {
 			t.Errorf("done: %+v", got)
+		}
+	})
+}
+
+// A FIN behind all that a sink has had takes no goroutine to be passed on. One that a sink
+// has yet to come to does not hold up the session's reader.
+func TestSinkEndsAtOnce(t *testing.T) {
+	inBubble(t, func(t *testing.T, r role) {
+		for i, test := range []struct {
+			room     int
+			byReader bool
+		}{{100, true}, {4, false}} {
+			s, p := rawSession(t, r, Config{})
+			p.send(synFrame(r.theirs(1), "0123456789"))
+			st := accept(t, s)
+			to := newBasin(test.room)
+			by := make(chan string, 2)
+			st.startSink(&sink{w: to, try: basinTry{to}, done: func(int64, error) { by <- string(debug.Stack()) }})
+			synctest.Wait()
+			p.send(finFrame(st.ID()))
+			synctest.Wait()
+			to.add(100)
+			stack := await(t, by, "the end")
+			if got := strings.Contains(stack, "(*Session).readFrames"); got != test.byReader || string(to.b) != "0123456789" {
+				t.Errorf("%d: %q came; the reader ended it: %v, want %v", i, to.b, got, test.byReader)
+			}
 		}
 	})
 }
