@@ -80,6 +80,23 @@ func (r *Running) Forwarded(args ...string) (string, error) {
 	return p.Line()
 }
 
+// Bare starts an app, and the least that a relay and its agent can be, and returns the
+// public address.
+func (r *Running) Bare() (string, error) {
+	to, err := r.App()
+	if err != nil {
+		return "", err
+	}
+	relay, at, err := r.Part("relay", "bare-relay")
+	if err != nil {
+		return "", err
+	}
+	if _, _, err := r.Part("agent", "bare-agent", "-to", to, "-relay", at); err != nil {
+		return "", err
+	}
+	return relay.Line()
+}
+
 // Rival starts a rival's relay and agent, and returns the public address. The agent
 // reaches the relay via what is given, and carries to an app's port or, if to is empty,
 // is the app.

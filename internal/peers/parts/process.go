@@ -25,6 +25,9 @@ var all = map[string]func(args []string) error{
 	"agent": runRivalAgent,
 	"load":  runLoad,
 	"proxy": runProxy,
+
+	"bare-relay": runBareRelay,
+	"bare-agent": runBareAgent,
 }
 
 // Main is the part that the first argument names, and then does not return; it does if

@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"slices"
 	"time"
 
 	"github.com/tcprelay/relay/internal/peers/parts"
@@ -22,24 +23,30 @@ type chain struct {
 	name string
 	// start starts its parts, the app too, and returns the public address.
 	start func(r *parts.Running) (addr string, err error)
+	// kinds are the jobs that it can do; nil is all.
+	kinds []string
 }
 
+func (c chain) does(j job) bool { return c.kinds == nil || slices.Contains(c.kinds, j.kind) }
+
 var allChains = []chain{
-	{"direct", (*parts.Running).App},
-	{baseline, proxies(1)},
-	{"haproxy", haproxies(1)},
-	{"relay, app", func(r *parts.Running) (string, error) { return r.Embedded(nil) }},
-	{"dedicated, app", func(r *parts.Running) (string, error) { return r.Embedded(nil, "-dedicated", spares) }},
-	{"yamux, app", rivalChain("yamux", false)},
-	{"smux, app", rivalChain("smux", false)},
-	{"muxado, app", rivalChain("muxado", false)},
-	{"proxy × 2", proxies(2)},
-	{"haproxy × 2", haproxies(2)},
-	{"relay, forward", func(r *parts.Running) (string, error) { return r.Forwarded() }},
-	{"dedicated, forward", func(r *parts.Running) (string, error) { return r.Forwarded("-dedicated", spares) }},
-	{"yamux, agent", rivalChain("yamux", true)},
-	{"smux, agent", rivalChain("smux", true)},
-	{"muxado, agent", rivalChain("muxado", true)},
+	{name: "direct", start: (*parts.Running).App},
+	{name: baseline, start: proxies(1)},
+	{name: "haproxy", start: haproxies(1)},
+	{name: "relay, app", start: func(r *parts.Running) (string, error) { return r.Embedded(nil) }},
+	{name: "dedicated, app", start: func(r *parts.Running) (string, error) { return r.Embedded(nil, "-dedicated", spares) }},
+	{name: "yamux, app", start: rivalChain("yamux", false)},
+	{name: "smux, app", start: rivalChain("smux", false)},
+	{name: "muxado, app", start: rivalChain("muxado", false)},
+	{name: "proxy × 2", start: proxies(2)},
+	{name: "haproxy × 2", start: haproxies(2)},
+	{name: "relay, forward", start: func(r *parts.Running) (string, error) { return r.Forwarded() }},
+	{name: "dedicated, forward", start: func(r *parts.Running) (string, error) { return r.Forwarded("-dedicated", spares) }},
+	{name: "yamux, agent", start: rivalChain("yamux", true)},
+	{name: "smux, agent", start: rivalChain("smux", true)},
+	{name: "muxado, agent", start: rivalChain("muxado", true)},
+	// Not to be used, but to tell what of a relay's cost is its own.
+	{name: "bare, agent", start: (*parts.Running).Bare, kinds: []string{"trips", "connect"}},
 }
 
 func proxies(n int) func(r *parts.Running) (string, error) {

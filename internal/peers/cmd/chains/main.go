@@ -79,6 +79,9 @@ func run(ctx context.Context, rounds int, length time.Duration, jobsWanted, chai
 		for _, j := range jobs {
 			for i := range chains {
 				c := chains[(i+round)%len(chains)]
+				if !c.does(j) {
+					continue
+				}
 				m, err := measure(ctx, bench, c, j, length)
 				if ctx.Err() != nil {
 					return ctx.Err()

@@ -123,6 +123,9 @@ func (t *tables) markdown() string {
 		}
 		b.WriteString("\n|---|" + strings.Repeat("---:|", len(figures)) + "\n")
 		for _, c := range t.chains {
+			if !c.does(j) {
+				continue
+			}
 			fmt.Fprintf(&b, "| %s |", c.name)
 			for _, f := range figures {
 				fmt.Fprintf(&b, " %s |", t.cell(j, c.name, f))
