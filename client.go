@@ -601,8 +601,8 @@ func (c *client) left(err error) {
 	svc.event(Event{Kind: EventClientLeft, Remote: c.remote, BytesIn: in, BytesOut: out, Err: err})
 }
 
-// logLeft stands apart for what it takes to lay out a log's line, also of one that nobody
-// wants.
+// logLeft stands apart because of the stack and the allocations that a line of the log takes,
+// whether or not anybody wants it.
 func (c *client) logLeft(in, out int64, err error) {
 	c.svc.log.Debug("client left", "client", c.remote,
 		"bytes_in", in, "bytes_out", out, "seconds", time.Since(c.since).Seconds(), "err", cleanErr(err))

@@ -42,9 +42,8 @@ type teller interface {
 	OnEnd(func(error))
 }
 
-// starter is a Stream whose WriteTo needs no goroutine while it waits. Done must not wait
-// for anything, which what ends a joint's direction does not with a stream that is no
-// watcher.
+// starter is a Stream whose WriteTo needs no goroutine while it waits. Who calls done must
+// not be held up, so a watcher is not started this way.
 type starter interface {
 	StartWriteTo(w io.Writer, done func(n int64, err error))
 }
@@ -78,7 +77,7 @@ type joint struct {
 	c         Conn
 	st        Stream
 	down      sync.WaitGroup // streamToConn
-	refusal   error          // its
+	refusal   error          // why the stream was refused, if it was; streamToConn's
 	finishing atomic.Bool    // c was sent everything, and is about to be sent its FIN
 	delivered atomic.Bool    // which it was
 
@@ -102,8 +101,9 @@ func Join(c Conn, st Stream) error {
 }
 
 // Start is a Join that calls done with what Join returns, in a goroutine of its own. That
-// one carries what c sends, and is all that waits if the stream needs none; it begins with
-// the smallest of stacks, which is most of what an idle connection takes.
+// one carries what c sends and then waits for the other direction, and is all that waits if
+// the stream needs none; it begins with the smallest of stacks, which is most of what an
+// idle connection takes.
 func Start(c Conn, st Stream, done func(error)) {
 	j := &joint{c: c, st: st}
 	j.down.Add(1)
@@ -111,7 +111,8 @@ func Start(c Conn, st Stream, done func(error)) {
 		e.OnEnd(func(err error) { j.streamEnded(e, err) })
 	}
 	go j.run(done)
-	if s, ok := st.(starter); ok {
+	_, waits := st.(watcher)
+	if s, ok := st.(starter); ok && !waits {
 		s.StartWriteTo(c, func(_ int64, err error) { j.streamToConn(err) })
 		return
 	}
@@ -182,8 +183,15 @@ func (j *joint) streamToConn(err error) {
 		w.Watch()
 	}
 	if j.peerClosed() {
-		j.c.Close()
+		j.closeConn()
 	}
+}
+
+// closeConn closes c, which has had everything, for the session's reader. That is not to
+// wait for as long as somebody may have told c to linger.
+func (j *joint) closeConn() {
+	j.c.SetLinger(-1)
+	j.c.Close()
 }
 
 // streamEnded does not wait for connToStream to notice, which sits in a read of c.
@@ -200,7 +208,7 @@ func (j *joint) streamEnded(e ender, err error) {
 	case !whole:
 		j.reset(err)
 	case j.delivered.Load():
-		j.c.Close()
+		j.closeConn()
 	}
 }
 

@@ -437,3 +437,39 @@ func TestEndedBefore(t *testing.T) {
 		})
 	}
 }
+
+// A pair that is idle has one goroutine, whichever of the two has half-closed.
+func TestOneGoroutine(t *testing.T) {
+	for _, half := range []string{"", "client", "app"} {
+		t.Run(half, func(t *testing.T) {
+			r := rigs["mux"](t)
+			r.meet(t)
+			from, to := Conn(r.client), Conn(r.app)
+			switch half {
+			case "app":
+				from, to = to, from
+				fallthrough
+			case "client":
+				from.CloseWrite()
+				readAll(t, to, nil)
+			}
+			carriers := 0
+			for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(time.Millisecond) {
+				buf := make([]byte, 1<<20)
+				all := buf[:runtime.Stack(buf, true)]
+				carriers = bytes.Count(all, []byte("(*joint).run("))
+				others := bytes.Count(all, []byte("(*joint).")) - carriers - bytes.Count(all, []byte("(*joint).connToStream("))
+				if carriers == 1 && others == 0 && !bytes.Contains(all, []byte("(*Stream).runSink(")) {
+					break
+				}
+				carriers = 0
+			}
+			if carriers != 1 {
+				t.Error("it has others too, or none")
+			}
+			r.client.Close()
+			r.app.Close()
+			<-r.done
+		})
+	}
+}

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"fmt"
 	"io"
-	"math"
 	"net"
 	"testing"
 	"testing/synctest"
@@ -538,7 +537,7 @@ func TestPace(t *testing.T) {
 	for _, step := range []struct {
 		rate int64
 		want int
-	}{{1 << 20, leastUnsent}, {1 << 22, leastUnsent}, {1 << 25, 1 << 25 / 100}, {1 << 33, math.MaxInt32}, {1 << 33, math.MaxInt32}, {1 << 20, leastUnsent}} {
+	}{{1 << 20, leastUnsent}, {1 << 22, leastUnsent}, {1 << 25, 1 << 25 / 100}, {1 << 33, 0}, {1 << 33, 0}, {1 << 20, leastUnsent}} {
 		w.pace(step.rate, time.Second)
 		if w.unsent != step.want {
 			t.Errorf("at %d bytes a second: %d, want %d", step.rate, w.unsent, step.want)

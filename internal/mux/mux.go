@@ -10,7 +10,7 @@
 // # Goroutines
 //
 // A session has two: the reader (run by [Session.readFrames]) parses frames and
-// hands their bytes to streams, and the flusher ([writer.run]) writes what the
+// hands their bytes, and their ends, to streams and sinks, and the flusher ([writer.run]) writes what the
 // transport did not take at once. Both end when the session ends, and
 // [Session.Close] returns after they are gone. Streams have none.
 //

@@ -74,7 +74,7 @@ func (st *Stream) dropUnreadLocked() {
 	st.s.unread.Add(int64(-n))
 }
 
-// finishedByPeer handles a FIN.
+// finishedByPeer handles a FIN. It ends a sink that has had everything.
 func (st *Stream) finishedByPeer() {
 	st.mu.Lock()
 	if !st.reset {
@@ -142,8 +142,8 @@ func (st *Stream) Read(p []byte) (n int, err error) {
 	return n, nil
 }
 
-// Discard passes over the next n bytes, which Peek has shown. They are gone if the stream
-// was reset since.
+// Discard passes over the next n bytes, no more than Peek has shown. It fails if this end
+// has closed or reset the stream since.
 func (st *Stream) Discard(n int) error {
 	st.mu.Lock()
 	if ready, err := st.readyLocked(); !ready {

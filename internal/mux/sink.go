@@ -14,8 +14,8 @@ import (
 type sink struct {
 	w    io.Writer
 	try  tryWriter
-	done func(n int64, err error)
-	busy bool // somebody writes, and looks again when that is done
+	done func(n int64, err error) // called once, without the lock, maybe by the reader
+	busy bool                     // somebody writes, and looks again when that is done
 	n    int64
 	err  error // of try; the socket may tell it only once
 }

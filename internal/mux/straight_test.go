@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"errors"
 	"io"
-	"math"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -530,7 +529,7 @@ func TestRoom(t *testing.T) {
 		{bulk: 2 << 20, piped: 2 << 20, want: maxPiped, room: smallest},
 		{unsent: leastUnsent, want: maxPiped, room: maxPayload},
 		{unsent: leastUnsent, piped: 512 << 10, want: maxPiped, room: small},
-		{unsent: mostUnsent + 1, piped: 512 << 10, want: maxPiped, room: maxPiped},
+		{unsent: mostUnsent, piped: 512 << 10, want: maxPiped, room: small},
 	} {
 		w := writer{bulk: test.bulk, piped: test.piped, unsent: test.unsent}
 		if got := w.room(&Stream{frames: test.frames}, test.want); got != test.room {
@@ -545,30 +544,49 @@ func TestCrowdUnsent(t *testing.T) {
 	conn, _ := tcpPair(t)
 	var w writer
 	w.init(conn, nil)
+	now := w.wrote.time()
 	for _, step := range []struct {
-		crowd        bool
+		messages     int
 		unsent, want int
 	}{
-		{true, 0, crowdUnsent},
-		{false, 0, math.MaxInt32},
-		{true, math.MaxInt32, crowdUnsent},
-		{true, leastUnsent, leastUnsent},
-		{true, mostUnsent, crowdUnsent},
-		{false, mostUnsent, mostUnsent},
+		{leastMessages, 0, crowdUnsent},
+		{0, 0, 0},
+		{leastMessages, leastUnsent, leastUnsent},
+		{0, leastUnsent, leastUnsent},
+		{leastMessages, mostUnsent, crowdUnsent},
+		{0, mostUnsent, mostUnsent},
 	} {
-		w.crowd.here, w.unsent = step.crowd, step.unsent
-		w.limitLocked()
-		got := 0
-		raw, err := conn.(*net.TCPConn).SyscallConn()
-		if err != nil {
-			t.Fatal(err)
+		w.unsent = step.unsent
+		w.crowd = crowd{here: w.crowd.here, messages: step.messages, bulk: true, since: now.Add(-crowdTurn)}
+		w.lookLocked()
+		if got := sockopt(t, conn, syscall.IPPROTO_TCP, notSentLowat); got != step.want {
+			t.Errorf("%+v: %d", step, got)
 		}
-		raw.Control(func(fd uintptr) {
-			const notSentLowat = 25 // TCP_NOTSENT_LOWAT, tcp(7)
-			got, err = syscall.GetsockoptInt(int(fd), syscall.IPPROTO_TCP, notSentLowat)
-		})
-		if got != step.want || err != nil {
-			t.Errorf("%+v: %d, %v", step, got, err)
+	}
+}
+
+const notSentLowat = 25 // TCP_NOTSENT_LOWAT, tcp(7)
+
+func sockopt(t *testing.T, conn net.Conn, level, name int) (value int) {
+	t.Helper()
+	raw, err := conn.(*net.TCPConn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw.Control(func(fd uintptr) { value, err = syscall.GetsockoptInt(int(fd), level, name) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	return value
+}
+
+// A session has the system hold little that it has not read of a peer on this machine.
+func TestUnread(t *testing.T) {
+	c1, c2 := tcpPair(t)
+	sessionPair(t, c1, c2, Config{})
+	for _, c := range []net.Conn{c1, c2} {
+		if got := sockopt(t, c, syscall.SOL_SOCKET, syscall.SO_RCVBUF); got != 2*mostUnread { // socket(7)
+			t.Errorf("room for %d", got)
 		}
 	}
 }

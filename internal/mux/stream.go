@@ -19,8 +19,7 @@ import (
 type Stream struct {
 	s      *Session
 	id     uint32
-	frames int  // chunks in the writer; guarded by writer.mu
-	bulky  bool // its last frame was large; so is that
+	frames int // chunks in the writer; guarded by writer.mu
 
 	unread   atomic.Int64 // bytes in segs, and those that WriteTo is writing
 	lastRead atomic.Int64 // when bytes were consumed last, in reads of the session
@@ -56,6 +55,7 @@ type Stream struct {
 	reset   bool // an RST was sent or received: nothing more crosses the wire
 	abrupt  bool // Close resets: SetLinger(0)
 	removed bool // from the session's table
+	bulky   bool // the last frame was large; guarded by writer.mu
 	onEnd   func(error)
 }
 

@@ -1,10 +1,8 @@
 package mux
 
 import (
-	"cmp"
 	"errors"
 	"io"
-	"math"
 	"net"
 	"runtime"
 	"sync"
@@ -36,7 +34,7 @@ const (
 	// paceTime is how long the flusher has to be held up by the transport for its rate to
 	// be measured, and unsentTime is for how long at that rate the system may hold what it
 	// cannot send yet, where it lets itself be told: a small frame waits behind that. It
-	// costs a fast transport more than it gains, which has no such limit.
+	// costs a fast transport more than it gains, which has no such limit but in a crowd.
 	paceTime                = 50 * time.Millisecond
 	unsentTime              = 10 * time.Millisecond
 	leastUnsent, mostUnsent = 64 << 10, 2 << 20
@@ -232,7 +230,7 @@ func (w *writer) room(st *Stream, want int) int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	waits := w.bulk
-	if w.unsent > 0 && w.unsent <= mostUnsent { // a slow transport
+	if w.unsent > 0 { // a slow transport
 		waits += w.piped
 		want = min(want, maxPayload)
 	}
@@ -598,12 +596,11 @@ func (w *writer) writeHandedLocked() {
 // pace has the system hold no more than leaves soon, at the rate at which the transport
 // takes bytes from a flusher that always has some.
 func (w *writer) pace(n int64, took time.Duration) {
-	unsent := int(float64(n) * float64(unsentTime) / float64(took))
+	unsent := max(leastUnsent, int(float64(n)*float64(unsentTime)/float64(took)))
 	if unsent > mostUnsent {
-		unsent = math.MaxInt32
+		unsent = 0
 	}
-	unsent = max(unsent, leastUnsent)
-	if w.unsent == 0 && unsent == math.MaxInt32 || w.unsent/2 < unsent && unsent/2 < w.unsent {
+	if unsent == w.unsent || w.unsent/2 < unsent && unsent/2 < w.unsent {
 		return
 	}
 	w.unsent = unsent
@@ -619,9 +616,9 @@ func (w *writer) lookLocked() {
 
 // limitLocked tells the system how much it may hold.
 func (w *writer) limitLocked() {
-	n := cmp.Or(w.unsent, math.MaxInt32)
-	if w.crowd.here {
-		n = min(n, crowdUnsent)
+	n := w.unsent
+	if w.crowd.here && (n == 0 || n > crowdUnsent) {
+		n = crowdUnsent
 	}
 	socket.LimitUnsent(w.conn, n)
 }

@@ -10,7 +10,8 @@ import (
 
 // LimitUnsent has the system take no more of what is written to c than n bytes beyond
 // what it can send, where it can do that: what is written next should not wait behind
-// megabytes. It does nothing to a connection that is no socket.
+// megabytes. 0 is what the system does by itself. It does nothing to a connection that is no
+// socket.
 func LimitUnsent(c net.Conn, n int) {
 	sc, ok := Unwrap(c).(*net.TCPConn)
 	if !ok {

@@ -28,7 +28,10 @@ func Unpaced(ln net.Listener) {
 // them wait.
 func LimitUnread(c net.Conn, n int) {
 	tcp, ok := Unwrap(c).(*net.TCPConn)
-	if ok && tcp.RemoteAddr().(*net.TCPAddr).IP.IsLoopback() {
+	if !ok {
+		return
+	}
+	if peer, ok := tcp.RemoteAddr().(*net.TCPAddr); ok && peer.IP.IsLoopback() {
 		tcp.SetReadBuffer(n)
 	}
 }

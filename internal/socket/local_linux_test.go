@@ -115,7 +115,8 @@ func TestLimitUnread(t *testing.T) {
 	p, q := net.Pipe()
 	defer p.Close()
 	defer q.Close()
-	LimitUnread(p, 1) // does nothing
+	LimitUnread(p, 1)                // does nothing
+	LimitUnread(new(net.TCPConn), 1) // whose peer is not known
 }
 
 // What a listener accepts keeps alive as what package net accepts does, by what it inherits.

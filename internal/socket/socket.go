@@ -14,8 +14,8 @@ type resetter interface {
 	AwaitReset() bool
 }
 
-// maxLayers bounds how deep Unwrap looks. A type that embeds a layer may have its NetConn
-// too, and be what that returns.
+// maxLayers bounds how deep connections are looked for. The NetConn of one may return the
+// connection itself, as that of a type does which embeds a layer and is its inner end too.
 const maxLayers = 16
 
 // Unwrap returns the connection that c is a layer on.
@@ -69,14 +69,15 @@ func (u *Under) NetConn() net.Conn { return u.Conn }
 // CutShort tells, of a layer whose read saw the end, that the connection below it, an
 // Under, had ended before the layer's own end came.
 func CutShort(c net.Conn) bool {
-	for {
+	for range maxLayers {
 		layer, ok := c.(interface{ NetConn() net.Conn })
 		if !ok {
-			return false
+			break
 		}
 		c = layer.NetConn()
 		if u, ok := c.(*Under); ok {
 			return u.ended.Load()
 		}
 	}
+	return false
 }

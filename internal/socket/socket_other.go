@@ -44,7 +44,8 @@ func AwaitReset(c net.Conn) bool {
 // Unpaced is for systems that pace what they send between local programs.
 func Unpaced(net.Listener) {}
 
-// LimitUnread is for systems that are known to make room for what is under way.
+// LimitUnread does nothing: only of Linux is it known that the room is made for what is
+// under way, and in the way here.
 func LimitUnread(net.Conn, int) {}
 
 // Listen is that of a net.ListenConfig.

@@ -41,6 +41,11 @@ func ServeUntilEOF(addr fmt.Stringer, accept func() (net.Conn, error), serve fun
 			go serve(c)
 		}
 	}()
+	return untilEOF(failed)
+}
+
+// untilEOF returns when standard input ends, or with what has failed before.
+func untilEOF(failed <-chan error) error {
 	ended := make(chan struct{})
 	go func() {
 		io.Copy(io.Discard, os.Stdin)

@@ -19,8 +19,8 @@ import (
 
 // A bare is the least that one end of a relay can be in Go: the bytes of its clients in
 // frames over one connection, and a goroutine for each that reads them. There are no
-// windows, so that a client who does not read stops all, no limits and no accounts, and it
-// is told of nothing that goes wrong. What it costs anything of this shape costs.
+// windows, so that a client who does not read stops all, no limits and no accounts, and
+// nobody is told of what goes wrong. What it costs anything of this shape costs.
 type bare struct {
 	conn *net.TCPConn
 
@@ -215,13 +215,23 @@ func runBareAgent(args []string) error {
 	}
 	b := newBare(c)
 	fmt.Println(c.LocalAddr())
-	return b.serve(func(e *bareEnd) {
-		app, err := d.Dial("tcp", *to)
-		if err != nil {
-			fmt.Fprintln(os.Stderr, "bare:", err)
-			os.Exit(1) // nobody is told
+	failed := make(chan error, 1)
+	fail := func(err error) {
+		select {
+		case failed <- err:
+		default: // it ends for another reason
 		}
-		b.attach(e, app.(*net.TCPConn))
-		b.read(e)
-	})
+	}
+	go func() {
+		fail(b.serve(func(e *bareEnd) {
+			app, err := d.Dial("tcp", *to)
+			if err != nil {
+				fail(err)
+				return
+			}
+			b.attach(e, app.(*net.TCPConn))
+			b.read(e)
+		}))
+	}()
+	return untilEOF(failed)
 }

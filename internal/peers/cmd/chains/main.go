@@ -11,6 +11,9 @@
 //
 // The program is also every part of a chain that is not relayd, forward or haproxy: it
 // runs itself with the name of the part.
+//
+// The chain `bare, agent` is nothing to be used, but the least that a relay and its agent
+// can be in Go, for the jobs that it can do: it tells what of a relay's cost is its own.
 package main
 
 import (
@@ -20,6 +23,7 @@ import (
 	"os"
 	"os/signal"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -64,8 +68,11 @@ func run(ctx context.Context, rounds int, length time.Duration, jobsWanted, chai
 			chains = append(chains, c)
 		}
 	}
+	jobs = slices.DeleteFunc(jobs, func(j job) bool {
+		return !slices.ContainsFunc(chains, func(c chain) bool { return c.does(j) })
+	})
 	if len(jobs) == 0 || len(chains) == 0 {
-		return fmt.Errorf("no job matches %q, or no chain %q", jobsWanted, chainsWanted)
+		return fmt.Errorf("no job matches %q that a chain does which matches %q", jobsWanted, chainsWanted)
 	}
 	bench, err := parts.NewBench(ctx)
 	if err != nil {
