@@ -473,3 +473,47 @@ func TestOneGoroutine(t *testing.T) {
 		})
 	}
 }
+
+// A connection that was told to linger does not hold up the session that its stream is one
+// of many in, when the app has closed it and the client reads nothing.
+func TestLinger(t *testing.T) {
+	dialled, accepted := tcptest.Pair(t)
+	relay, service := mux.Server(accepted, mux.Config{}), mux.Client(dialled, mux.Config{})
+	t.Cleanup(func() { relay.Close(); service.Close() })
+	relay.EnableStop()
+	service.EnableStop()
+	open := func() (near, app *mux.Stream) {
+		t.Helper()
+		near, err := relay.Open(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if app, err = service.Accept(); err != nil {
+			t.Fatal(err)
+		}
+		return near, app
+	}
+	near, app := open()
+	client, c := tcptest.Pair(t)
+	client.SetReadBuffer(4 << 10)
+	c.SetWriteBuffer(1 << 20) // takes all, and cannot send it
+	c.SetLinger(int(2 * patience / time.Second))
+	done := make(chan error, 1)
+	Start(c, near, func(err error) { done <- err })
+	if _, err := app.Write(make([]byte, mux.Window)); err != nil {
+		t.Fatal(err)
+	}
+	app.Close()
+	near2, app2 := open()
+	near2.SetReadDeadline(time.Now().Add(patience))
+	app2.Write([]byte("x"))
+	if n, err := near2.Read(make([]byte, 1)); n != 1 || err != nil {
+		t.Errorf("another stream reads %d bytes, %v", n, err)
+	}
+	client.Close()
+	select {
+	case <-done:
+	case <-time.After(patience):
+		t.Error("the pair does not end")
+	}
+}

@@ -139,6 +139,9 @@ func TestUnwrap(t *testing.T) {
 	if c := (self{p}); Unwrap(c) != c {
 		t.Errorf("below itself lies %T", Unwrap(c))
 	}
+	if CutShort(self{p}) {
+		t.Error("what lies on itself was cut short")
+	}
 }
 
 type self struct{ net.Conn }
