@@ -164,7 +164,6 @@ func BenchmarkShort(b *testing.B) {
 					}()
 				}
 			}()
-			msg := make([]byte, 64)
 			b.ReportAllocs()
 			b.SetParallelism(8)
 			b.RunParallel(func(pb *testing.PB) {
@@ -174,8 +173,7 @@ func BenchmarkShort(b *testing.B) {
 						b.Error(err)
 						return
 					}
-					c.Write(msg)
-					if _, err := io.ReadFull(c, make([]byte, 64)); err != nil {
+					if err := echoed(c, 1); err != nil {
 						b.Error(err)
 					}
 					c.Close()

@@ -7,34 +7,20 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"slices"
 	"time"
 
-	"github.com/tcprelay/relay/internal/dedicated"
 	"github.com/tcprelay/relay/internal/edge"
 	"github.com/tcprelay/relay/internal/greeting"
 	"github.com/tcprelay/relay/internal/join"
 	"github.com/tcprelay/relay/internal/mux"
-	"github.com/tcprelay/relay/internal/pulse"
 	"github.com/tcprelay/relay/internal/socket"
 	"github.com/tcprelay/relay/internal/throttle"
-	"github.com/tcprelay/relay/internal/wire"
 )
 
-const (
-	// quiet is for how long an app may have said nothing before it is asked whether it
-	// is alive when a client comes. Its answer costs the client a round trip. If none
-	// comes for as long again, another app is better.
-	quiet = time.Second
-
-	// answerTime is how long a client waits for the answer who waits for nothing else.
-	answerTime = 5 * time.Second
-
-	// keepUnanswered is how much of what a client sent is kept until the app sends
-	// something: so that another app can have the client if this one refuses it, which
-	// it does when it closes its listener.
-	keepUnanswered = 64 << 10
-)
+// keepUnanswered is how much of what a client sent is kept until the app sends something: so
+// that another app can have the client if this one refuses it, which it does when it closes
+// its listener.
+const keepUnanswered = 64 << 10
 
 // What clients are refused or cut off for, beside the errors below.
 const (
@@ -309,211 +295,6 @@ func (svc *service) dismiss(c *client) {
 	svc.bytesIn += c.given
 }
 
-// connect finds an app for a client and opens a stream to it. While the app is away
-// it waits.
-func (svc *service) connect(c *client) error {
-	w := waiter{svc: svc}
-	defer w.stop()
-	for {
-		m, changed, err := svc.pick(c)
-		if err != nil {
-			return err
-		}
-		if m == nil {
-			if err := w.wait(changed); err != nil {
-				return err
-			}
-			continue
-		}
-		if m.pulse != nil && !m.pulse.Fresh(quiet) && (m.spares == nil || !m.spares.fresh(quiet)) {
-			if err := w.check(m); err != nil {
-				svc.release(m)
-				switch {
-				case err == errWaited:
-					return err
-				case err != pulse.ErrNoAnswer: // it is over, also if its session does not say so yet
-					c.over = append(c.over, m)
-				case c.others:
-					c.doubted = append(c.doubted, m)
-				default: // it may be late, or has to be found dead; or it comes back
-					if err := w.count(); err != nil {
-						return err
-					}
-				}
-				continue
-			}
-		}
-		var room [64]byte
-		var header []byte
-		if m.lines != nil {
-			header = wire.AppendProxy(room[:0], c.raw.RemoteAddr(), c.raw.LocalAddr())
-		}
-		if m.spares != nil {
-			if d := m.spares.begin(header); d != nil {
-				svc.enter(c, m, d, 0)
-				return nil
-			}
-		}
-		st, err := m.sess.Open(header)
-		if err == nil {
-			if m.lines != nil {
-				st.Keep(keepUnanswered)
-			}
-			svc.enter(c, m, st, len(header))
-			return nil
-		}
-		svc.release(m)
-		if errors.Is(err, mux.ErrStreamsExhausted) {
-			m.stopTaking()
-			continue
-		}
-		c.notAgain = append(c.notAgain, m) // it is over, has too many, or takes nothing
-	}
-}
-
-// pick chooses the session for a client and counts the client in: of those that were
-// heard of lately the one with the fewest. If there is none it returns a channel that
-// is closed when there may be.
-func (svc *service) pick(c *client) (*member, <-chan struct{}, error) {
-	svc.mu.Lock()
-	defer svc.mu.Unlock()
-	var best *member
-	full, coming := false, false
-	trusted := 0
-	for m := range svc.members {
-		if m.leaving || slices.Contains(c.over, m) {
-			continue
-		}
-		if !m.taking {
-			coming = true
-			continue
-		}
-		if slices.Contains(c.notAgain, m) {
-			full = full || m.sess.Err() == nil // otherwise it may come back
-			continue
-		}
-		if !slices.Contains(c.doubted, m) {
-			trusted++
-		}
-		if best == nil || c.prefers(m, best) {
-			best = m
-		}
-	}
-	switch {
-	case best != nil:
-		c.others = trusted > 1 || trusted == 1 && slices.Contains(c.doubted, best)
-		best.active++
-		best.opening++
-	case svc.closed:
-		return nil, nil, errClosed
-	case full && !coming:
-		return nil, svc.changed, errRefused
-	}
-	return best, svc.changed, nil
-}
-
-var errRefused = errors.New("the app takes no more clients")
-
-// prefers reports that m is to get the client rather than o.
-func (c *client) prefers(m, o *member) bool {
-	if a, b := slices.Contains(c.doubted, m), slices.Contains(c.doubted, o); a != b {
-		return b
-	}
-	if a, b := m.silent(), o.silent(); a != b {
-		return b
-	}
-	return m.active < o.active
-}
-
-// silent reports that an app has missed a beat: it sends something in every interval.
-func (m *member) silent() bool {
-	return m.pulse != nil && m.interval > 0 && !m.pulse.Fresh(m.interval+m.interval/2)
-}
-
-// release counts a client out again that was not connected.
-func (svc *service) release(m *member) {
-	svc.mu.Lock()
-	m.releaseLocked()
-	last := m.openedLocked()
-	svc.mu.Unlock()
-	if last {
-		m.sayClosed()
-	}
-}
-
-// A waiter is a client's waiting for an app. All its waits together have WaitTime.
-type waiter struct {
-	svc     *service
-	counted bool            // among those that wait
-	ctx     context.Context // nil before the first wait
-	cancel  context.CancelFunc
-}
-
-// start starts the clock.
-func (w *waiter) start() {
-	if w.ctx == nil {
-		d := w.svc.limits.WaitTime
-		if d < 0 {
-			d = answerTime
-		}
-		w.ctx, w.cancel = context.WithTimeout(context.Background(), d)
-	}
-}
-
-func (w *waiter) stop() {
-	if w.ctx != nil {
-		w.cancel()
-	}
-	if w.counted {
-		w.svc.mu.Lock()
-		defer w.svc.mu.Unlock()
-		w.svc.waiting--
-	}
-}
-
-// count counts the client among those that wait, if there may be another one.
-func (w *waiter) count() error {
-	if w.counted {
-		return nil
-	}
-	svc := w.svc
-	svc.mu.Lock()
-	defer svc.mu.Unlock()
-	if limit := svc.limits.Waiting; limit >= 0 && svc.waiting >= limit {
-		return errWaiting
-	}
-	svc.waiting++
-	w.counted = true
-	return nil
-}
-
-// wait waits for an app that is away.
-func (w *waiter) wait(changed <-chan struct{}) error {
-	if w.svc.limits.WaitTime < 0 {
-		return errWaited
-	}
-	if err := w.count(); err != nil {
-		return err
-	}
-	w.start()
-	select {
-	case <-changed:
-		return nil
-	case <-w.ctx.Done():
-		return errWaited
-	}
-}
-
-// check asks an app that has been quiet whether it is there.
-func (w *waiter) check(m *member) error {
-	w.start()
-	err := m.pulse.Check(w.ctx, quiet)
-	if err != nil && w.ctx.Err() != nil {
-		return errWaited
-	}
-	return err
-}
-
 // enter books that c is carried by st.
 func (svc *service) enter(c *client, m *member, st carrier, header int) {
 	svc.mu.Lock()
@@ -601,8 +382,8 @@ func (c *client) left(err error) {
 	svc.event(Event{Kind: EventClientLeft, Remote: c.remote, BytesIn: in, BytesOut: out, Err: err})
 }
 
-// logLeft stands apart because of the stack and the allocations that a line of the log takes,
-// whether or not anybody wants it.
+// logLeft stands apart because a line of the log takes stack and allocations, whether or not
+// anybody wants it.
 func (c *client) logLeft(in, out int64, err error) {
 	c.svc.log.Debug("client left", "client", c.remote,
 		"bytes_in", in, "bytes_out", out, "seconds", time.Since(c.since).Seconds(), "err", cleanErr(err))
@@ -612,93 +393,4 @@ func (c *client) logLeft(in, out int64, err error) {
 func isShed(err error) bool {
 	se, ok := errors.AsType[*mux.StreamError](err)
 	return ok && se.Code == mux.EnhanceYourCalm && !se.Remote
-}
-
-// startSweeping looks after the clients' times, if there are any, until the service
-// is closed and the last client has left.
-func (svc *service) startSweeping() {
-	every := svc.limits.sweepEvery()
-	if every == 0 {
-		return
-	}
-	svc.mu.Lock()
-	defer svc.mu.Unlock()
-	svc.sweeper = time.AfterFunc(every, func() { svc.sweep(every) })
-}
-
-func (svc *service) sweep(every time.Duration) {
-	now := time.Now()
-	var overdue []carrier
-	var conns []net.Conn
-	svc.mu.Lock()
-	for c := range svc.clients {
-		if c.st == nil || c.cut != "" {
-			continue
-		}
-		if c.cut = c.overdue(now); c.cut != "" || c.unseenReset() {
-			overdue = append(overdue, c.st)
-			conns = append(conns, c.conn)
-		}
-	}
-	if !svc.closed || len(svc.clients) > 0 {
-		svc.sweeper.Reset(every)
-	}
-	svc.mu.Unlock()
-	for i, st := range overdue {
-		hangUp(conns[i])
-		st.SetLinger(0)
-		st.Close()
-	}
-}
-
-// unseenReset reports that the app has reset a client whose bytes nobody reads any more,
-// because the client takes none. A stream tells that by itself.
-func (c *client) unseenReset() bool {
-	d, ok := c.st.(*dedicated.Conn)
-	return ok && c.last.Unread > 0 && d.Reset()
-}
-
-// overdue returns the time limit that a client is over.
-func (c *client) overdue(now time.Time) (kind string) {
-	p := c.st.Progress()
-	if p.Sent != c.last.Sent || p.Received != c.last.Received || p.HalfClosed != c.last.HalfClosed {
-		c.movedAt = now
-	}
-	if p.Unread == 0 || c.last.Unread == 0 || p.Received != c.last.Received {
-		c.tookAt = now
-	}
-	c.last = p
-	if c.gauge != nil {
-		if took := c.gauge.Took(); took != c.took {
-			c.took, c.tookAt, c.movedAt = took, now, now
-		}
-	}
-	// Who waits for its rate is not idle, and may have much to take.
-	reads, writes := throttle.Waits(c.conn)
-	if reads || writes {
-		c.movedAt = now
-	}
-	if writes {
-		c.tookAt = now
-	}
-	// The system takes much for a slow client at once, and then nothing for long.
-	if p.Unread > 0 {
-		if n, ok := socket.Unacked(c.raw); ok {
-			if n < c.queued {
-				c.tookAt, c.movedAt = now, now
-			}
-			c.queued = n
-		}
-	}
-	over := func(since time.Time, d time.Duration) bool { return d > 0 && now.Sub(since) >= d }
-	limits := &c.svc.limits
-	switch {
-	case over(c.tookAt, limits.StallTime):
-		return kindStalled
-	case p.HalfClosed && over(c.movedAt, limits.LingerTime):
-		return kindLingered
-	case over(c.movedAt, limits.IdleTime):
-		return kindIdle
-	}
-	return ""
 }

@@ -10,9 +10,9 @@
 // # Goroutines
 //
 // A session has two: the reader (run by [Session.readFrames]) parses frames and
-// hands their bytes, and their ends, to streams and sinks, and the flusher ([writer.run]) writes what the
-// transport did not take at once. Both end when the session ends, and
-// [Session.Close] returns after they are gone. Streams have none.
+// hands their bytes, and their ends, to streams and sinks, and the flusher
+// ([writer.run]) writes what the transport did not take at once. Both end when the
+// session ends, and [Session.Close] returns after they are gone. Streams have none.
 //
 // # Locks
 //

@@ -13,7 +13,7 @@ import (
 )
 
 // rawWriter writes to a socket without ever waiting for it. Its functions are made once, so
-// that a write allocates nothing, and those that not all have a use for at their first.
+// that a write allocates nothing: those that few writers use, when they are used first.
 type rawWriter struct {
 	rc  syscall.RawConn
 	n   int
